@@ -1,0 +1,50 @@
+"""Client-expert scheduling for federated Mixture-of-Experts training.
+
+``schedule(fitness, usage, capacity)`` decides which client trains which experts in a round, and proves how good
+the answer is; see the documentation for the problem, the backends and the round loop.
+"""
+
+from fedmoe_sched._version import __version__
+from fedmoe_sched.certify import Certificate, Violation, certify, dual_bound
+from fedmoe_sched.errors import (
+    InfeasibleError,
+    InputError,
+    MissingDependencyError,
+    NoAssignmentError,
+    StateFileError,
+    UnsupportedProblemError,
+)
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.registry import SolverEntry, register_solver, solvers
+from fedmoe_sched.result import Conflict, Relaxation, Schedule, Status, StopReason
+from fedmoe_sched.schedule import schedule
+from fedmoe_sched.solve import solve
+from fedmoe_sched.solver import Capability, Limits, Solver
+
+__all__ = [
+    "AssignmentProblem",
+    "Capability",
+    "Certificate",
+    "Conflict",
+    "InfeasibleError",
+    "InputError",
+    "Limits",
+    "MissingDependencyError",
+    "NoAssignmentError",
+    "Relaxation",
+    "Schedule",
+    "Solver",
+    "SolverEntry",
+    "StateFileError",
+    "Status",
+    "StopReason",
+    "UnsupportedProblemError",
+    "Violation",
+    "__version__",
+    "certify",
+    "dual_bound",
+    "register_solver",
+    "schedule",
+    "solve",
+    "solvers",
+]

@@ -1,0 +1,218 @@
+"""The exchange graph of an assignment: prices out of an answer, and improving cycles where there are any.
+
+The graph has one node per expert and one more, the *spare* node, for slots that clients leave unused. An arc
+a -> b costs the least loss of desirability with which one client can give up expert a and take b in its place;
+arcs to and from the spare node are clients that give up, or take, one expert more, and loads that may still
+rise or fall within their bounds. It is the residual network of the assignment as a circulation with all client
+nodes contracted: an assignment is optimal exactly when the graph has no negative cycle, and shortest distances
+are then optimal dual prices (Ahuja, Magnanti and Orlin, *Network Flows*, theorems 9.1 and 9.3).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.problem import AssignmentProblem
+
+__all__ = ["Polished", "polish", "recover_prices"]
+
+_FREE = -1  # the client of an arc that moves no client: a load with room within its bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Polished:
+    """An assignment after its improving cycles were cancelled.
+
+    Parameters
+    ----------
+    assignment : Assignment
+    prices : ndarray, shape (m,), float64, or None
+        Optimal dual prices; None if the time ran out first.
+    cycles : int
+        How many improving cycles were cancelled.
+    """
+
+    assignment: Assignment
+    prices: npt.NDArray[np.float64] | None
+    cycles: int
+
+
+class _ExchangeGraph:
+    """Costs and clients of the arcs, kept up to date while cycles are cancelled."""
+
+    def __init__(self, problem: AssignmentProblem, assignment: Assignment) -> None:
+        self.problem = problem
+        self.held = assignment.mask()
+        self.counts = assignment.counts.copy()
+        self.loads = assignment.loads.copy()
+        m = problem.n_experts
+        self.cost = np.full((m + 1, m + 1), np.inf)
+        self.client = np.full((m + 1, m + 1), _FREE, dtype=np.int64)
+        self.update(range(m + 1))
+
+    def update(self, nodes: Iterable[int]) -> None:
+        """Recompute the arcs that leave `nodes`, and all that depend on loads alone."""
+        spare = self.problem.n_experts
+        for node in nodes:
+            if node == spare:
+                self._leave_spare()
+            else:
+                self._leave_expert(node)
+        # A load inside its bounds moves at no cost; this beats any client's arc only where it is cheaper.
+        for expert in range(spare):
+            self._free_arc(expert, spare, self.loads[expert] < self.problem.load_max[expert])
+            self._free_arc(spare, expert, self.loads[expert] > self.problem.load_min[expert])
+
+    def _free_arc(self, tail: int, head: int, open_: bool) -> None:
+        if open_ and self.cost[tail, head] > 0:
+            self.cost[tail, head] = 0.0
+            self.client[tail, head] = _FREE
+
+    def _gains(self, clients: IntArray) -> FloatArray:
+        """Desirability of what each client could take in addition; -inf where it cannot."""
+        gains = self.problem.desirability[clients].astype(np.float64)
+        gains[self.held[clients]] = -np.inf
+        if self.problem.eligible is not None:
+            gains[~self.problem.eligible[clients]] = -np.inf
+        return gains
+
+    def _best(self, clients: IntArray, given_up: FloatArray) -> tuple[FloatArray, IntArray]:
+        """Least of given_up - gain over `clients`, per expert, and the client that attains it."""
+        m = self.problem.n_experts
+        cost, who = np.full(m, np.inf), np.full(m, _FREE, dtype=np.int64)
+        step = max(1, 2_097_152 // m)
+        for start in range(0, len(clients), step):
+            part = clients[start : start + step]
+            loss = given_up[start : start + step, None] - self._gains(part)
+            at = np.argmin(loss, axis=0)
+            least = loss[at, np.arange(m)]
+            better = least < cost
+            cost[better], who[better] = least[better], part[at[better]]
+        return cost, who
+
+    def _leave_expert(self, expert: int) -> None:
+        spare = self.problem.n_experts
+        holders = np.flatnonzero(self.held[:, expert])
+        given_up = self.problem.desirability[holders, expert].astype(np.float64)
+        self.cost[expert, :spare], self.client[expert, :spare] = self._best(holders, given_up)
+        self.cost[expert, spare], self.client[expert, spare] = np.inf, _FREE
+        may_drop = self.counts[holders] > self.problem.min_experts[holders]
+        if may_drop.any():
+            at = int(np.argmin(np.where(may_drop, given_up, np.inf)))
+            self.cost[expert, spare], self.client[expert, spare] = given_up[at], holders[at]
+
+    def _leave_spare(self) -> None:
+        spare = self.problem.n_experts
+        idle = np.flatnonzero(self.counts < self.problem.capacity)
+        self.cost[spare, :spare], self.client[spare, :spare] = self._best(idle, np.zeros(len(idle)))
+
+    def cancel(self, cycle: list[int]) -> None:
+        """Move every client of the arcs of `cycle`, then bring the graph up to date."""
+        spare = self.problem.n_experts
+        moved = []
+        # All moves are read off before any is made: they are simultaneous.
+        for tail, head in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+            client = int(self.client[tail, head])
+            if client == _FREE:
+                continue
+            moved.append(client)
+            self._shift(client, tail, -1, spare)
+            self._shift(client, head, +1, spare)
+        # Arcs that leave the spare node change with any client's count; arcs that leave an expert change
+        # only for the experts that a moved client holds now or held before.
+        stale = set(np.flatnonzero(self.held[moved].any(axis=0)).tolist()) | set(cycle) | {spare}
+        self.update(sorted(stale))
+
+    def _shift(self, client: int, node: int, step: int, spare: int) -> None:
+        if node == spare:
+            return
+        self.held[client, node] = step > 0
+        self.counts[client] += step
+        self.loads[node] += step
+
+
+def _shortest(cost: FloatArray, tolerance: float) -> tuple[FloatArray, list[int] | None]:
+    """Bellman-Ford from a virtual root: distances, or a cycle of negative cost."""
+    size = len(cost)
+    distance = np.zeros(size)
+    parent = np.full(size, -1)
+    for _ in range(size + 1):
+        through = distance[:, None] + cost
+        best = np.argmin(through, axis=0)
+        candidate = through[best, np.arange(size)]
+        closer = candidate < distance - tolerance
+        if not closer.any():
+            return distance, None
+        distance[closer], parent[closer] = candidate[closer], best[closer]
+    node = int(np.argmax(closer))
+    for _ in range(size):  # every node that is still getting closer hangs below a cycle of parents
+        node = int(parent[node])
+    cycle = [node]
+    while (node := int(parent[node])) != cycle[0]:
+        cycle.append(node)
+    return distance, cycle[::-1]
+
+
+def _tolerance(desirability: FloatArray) -> float:
+    """Return the rounding error of a path of differences: below it an improvement is not real."""
+    scale = float(max(abs(desirability.max()), abs(desirability.min())))
+    return 8 * np.finfo(np.float64).eps * scale
+
+
+def polish(problem: AssignmentProblem, assignment: Assignment, *, deadline: float | None = None) -> Polished:
+    """Cancel improving cycles until none is left: the result is optimal and comes with its prices.
+
+    Backends that round desirability to whole numbers use this to reach the optimum of the unrounded problem.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+    assignment : Assignment
+        Feasible for the problem.
+    deadline : float, optional
+        Stop, at the latest one cycle after this value of ``time.perf_counter()``.
+
+    Returns
+    -------
+    Polished
+    """
+    graph = _ExchangeGraph(problem, assignment)
+    tolerance = _tolerance(problem.desirability)
+    cycles = 0
+    while True:
+        distance, cycle = _shortest(graph.cost, tolerance)
+        if cycle is None:
+            prices = distance[-1] - distance[:-1]
+            break
+        if deadline is not None and time.perf_counter() > deadline:
+            prices = None
+            break
+        graph.cancel(cycle)
+        cycles += 1
+    held: BoolArray = graph.held
+    return Polished(Assignment.from_mask(held) if cycles else assignment, prices, cycles)
+
+
+def recover_prices(
+    problem: AssignmentProblem, assignment: Assignment, *, deadline: float | None = None
+) -> npt.NDArray[np.float64] | None:
+    """Find optimal dual prices, starting from a feasible assignment that is optimal or nearly so.
+
+    Parameters
+    ----------
+    problem, assignment, deadline
+        See `polish`.
+
+    Returns
+    -------
+    ndarray, shape (m,), float64, or None
+        Prices p for which `fedmoe_sched.certify.dual_bound` equals the optimum; None if the time ran out.
+    """
+    return polish(problem, assignment, deadline=deadline).prices

@@ -1,0 +1,217 @@
+"""The round problem: validated, frozen arrays (docs/problem.md has the mathematics)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fedmoe_sched._arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    as_bool_matrix,
+    as_counts,
+    as_matrix,
+    read_only,
+    split_labels,
+)
+from fedmoe_sched.errors import InputError
+
+__all__ = ["AssignmentProblem"]
+
+# Rows per block of the chunked passes: about 16 MB of float64 at 64 experts.
+_BLOCK_CELLS = 2_097_152
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class AssignmentProblem:
+    """Which client trains which experts in one round, as a capacity-constrained assignment problem.
+
+    Maximise ``sum_ij d_ij x_ij`` over binary x subject to
+    ``min_experts_i <= sum_j x_ij <= capacity_i`` for every client i,
+    ``load_min_j <= sum_i x_ij <= load_max_j`` for every expert j,
+    and ``x_ij = 0`` where the pair is not eligible. The constraint matrix is totally unimodular.
+
+    Parameters
+    ----------
+    desirability : array_like, shape (n, m)
+        Score of each (client, expert) pair; any finite numbers, negative ones too. float32 and float64
+        arrays are kept without a copy, everything else becomes float64. A pandas DataFrame gives labels.
+    capacity : array_like of int, shape (n,), or int
+        The most experts each client may train this round.
+    min_experts : array_like of int, shape (n,), or int, default 0
+        The fewest experts each client must train.
+    load_min : array_like of int, shape (m,), or int, default 0
+        The fewest clients each expert must get.
+    load_max : array_like of int, shape (m,), or int, optional
+        The most clients each expert may get; None is no limit (n).
+    eligible : array_like of bool, shape (n, m), optional
+        Pairs that are possible at all; None is all of them.
+    client_labels, expert_labels : sequence of hashable, optional
+        Names for the answer; by default those of the DataFrame, else none.
+
+    Attributes
+    ----------
+    desirability : ndarray, shape (n, m), float32 or float64
+    capacity, min_experts : ndarray, shape (n,), int64
+    load_min, load_max : ndarray, shape (m,), int64
+    eligible : ndarray, shape (n, m), bool, or None
+    client_labels, expert_labels : tuple of hashable, or None
+
+    Raises
+    ------
+    InputError
+        A wrong shape, type, sign or value; the message names argument, position and value.
+
+    Examples
+    --------
+    >>> problem = AssignmentProblem([[3.0, 1.0], [2.0, 0.5]], capacity=[1, 1], load_max=1)
+    >>> problem.n_clients, problem.n_experts
+    (2, 2)
+    """
+
+    desirability: FloatArray
+    capacity: IntArray
+    min_experts: IntArray
+    load_min: IntArray
+    load_max: IntArray
+    eligible: BoolArray | None
+    client_labels: tuple[Hashable, ...] | None
+    expert_labels: tuple[Hashable, ...] | None
+
+    def __init__(
+        self,
+        desirability: Any,
+        capacity: Any,
+        *,
+        min_experts: Any = 0,
+        load_min: Any = 0,
+        load_max: Any = None,
+        eligible: Any = None,
+        client_labels: Sequence[Hashable] | None = None,
+        expert_labels: Sequence[Hashable] | None = None,
+    ) -> None:
+        bare = split_labels(desirability)
+        scores = as_matrix("desirability", bare.values)
+        n, m = scores.shape
+        if load_max is None:
+            load_max = np.full(m, n, dtype=np.int64)
+        fields: dict[str, Any] = {
+            "desirability": read_only(scores),
+            "capacity": read_only(as_counts("capacity", capacity, n, "one per client")),
+            "min_experts": read_only(as_counts("min_experts", min_experts, n, "one per client")),
+            "load_min": read_only(as_counts("load_min", load_min, m, "one per expert")),
+            "load_max": read_only(as_counts("load_max", load_max, m, "one per expert")),
+            "eligible": None if eligible is None else read_only(as_bool_matrix("eligible", eligible, (n, m))),
+            "client_labels": _labels("client_labels", bare.rows if client_labels is None else client_labels, n),
+            "expert_labels": _labels("expert_labels", bare.columns if expert_labels is None else expert_labels, m),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        _refuse_crossed("min_experts", self.min_experts, "capacity", self.capacity)
+        _refuse_crossed("load_min", self.load_min, "load_max", self.load_max)
+
+    @property
+    def n_clients(self) -> int:
+        """The number of clients n."""
+        return int(self.desirability.shape[0])
+
+    @property
+    def n_experts(self) -> int:
+        """The number of experts m."""
+        return int(self.desirability.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        return self.n_clients, self.n_experts
+
+    @cached_property
+    def eligible_counts(self) -> IntArray:
+        """Eligible experts of each client; shape (n,), int64."""
+        if self.eligible is None:
+            return np.full(self.n_clients, self.n_experts, dtype=np.int64)
+        counts: IntArray = self.eligible.sum(axis=1, dtype=np.int64)
+        return counts
+
+    @cached_property
+    def slots(self) -> IntArray:
+        """Experts each client can really take: ``min(capacity, eligible_counts)``; shape (n,), int64."""
+        return np.minimum(self.capacity, self.eligible_counts)
+
+    @property
+    def has_load_bounds(self) -> bool:
+        """Whether some load bound could exclude an assignment."""
+        return bool((self.load_min > 0).any() or (self.load_max < self.n_clients).any())
+
+    def replace(self, **changes: Any) -> AssignmentProblem:
+        """Return a problem with some arguments changed (the names are those of the constructor)."""
+        arguments = {
+            "desirability": self.desirability,
+            "capacity": self.capacity,
+            "min_experts": self.min_experts,
+            "load_min": self.load_min,
+            "load_max": self.load_max,
+            "eligible": self.eligible,
+            "client_labels": self.client_labels,
+            "expert_labels": self.expert_labels,
+        }
+        unknown = sorted(set(changes) - set(arguments))
+        if unknown:
+            msg = f"replace: no argument called {unknown[0]!r}; there are {', '.join(arguments)}"
+            raise InputError(msg)
+        return AssignmentProblem(**(arguments | changes))
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of clients small enough for a float64 temporary of a block to stay around 16 MB."""
+        step = max(1, _BLOCK_CELLS // self.n_experts)
+        for start in range(0, self.n_clients, step):
+            yield slice(start, min(start + step, self.n_clients))
+
+    def client_name(self, client: int) -> Hashable:
+        """Return the label of client number `client`, or the number where there are no labels."""
+        return client if self.client_labels is None else self.client_labels[client]
+
+    def expert_name(self, expert: int) -> Hashable:
+        """Return the label of expert number `expert`, or the number where there are no labels."""
+        return expert if self.expert_labels is None else self.expert_labels[expert]
+
+    def __repr__(self) -> str:
+        n, m = self.shape
+        return (
+            f"AssignmentProblem({n} clients x {m} experts, {int(self.slots.sum())} slots, "
+            f"load {_span(self.load_min)}..{_span(self.load_max)})"
+        )
+
+
+def _span(bounds: IntArray) -> str:
+    low, high = int(bounds.min()), int(bounds.max())
+    return str(low) if low == high else f"[{low}-{high}]"
+
+
+def _labels(name: str, labels: Sequence[Hashable] | None, size: int) -> tuple[Hashable, ...] | None:
+    if labels is None:
+        return None
+    labels = tuple(labels)
+    if len(labels) != size:
+        msg = f"{name}: has {len(labels)} labels, must be {size}"
+        raise InputError(msg)
+    first: dict[Hashable, int] = {}
+    for position, label in enumerate(labels):
+        if label in first:
+            msg = f"{name}[{position}] = {label!r}: already the label at position {first[label]}"
+            raise InputError(msg)
+        first[label] = position
+    return labels
+
+
+def _refuse_crossed(low_name: str, low: IntArray, high_name: str, high: IntArray) -> None:
+    crossed = low > high
+    if crossed.any():
+        at = int(np.argmax(crossed))
+        msg = f"{low_name}[{at}] = {low[at]}: must be <= {high_name}[{at}] = {high[at]}"
+        raise InputError(msg)

@@ -1,0 +1,142 @@
+"""The backends by name: loaded only when used, listed without importing any engine."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fedmoe_sched.errors import InputError, MissingDependencyError, UnsupportedProblemError
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.solver import Capability, Solver
+
+__all__ = ["SolverEntry", "get_solver", "pick", "register_solver", "solver_class", "solvers"]
+
+# In the order in which tables list them: heuristics, then exact backends from the most special to the most
+# general one.
+_BACKENDS: dict[str, str] = {
+    "random": "fedmoe_sched.solvers.random_fill:RandomFill",
+    "greedy": "fedmoe_sched.solvers.greedy:Greedy",
+    "greedy-global": "fedmoe_sched.solvers.greedy_global:GreedyGlobal",
+    "flow-networkx": "fedmoe_sched.solvers.flow_networkx:NetworkXFlow",
+    "flow-ortools": "fedmoe_sched.solvers.flow_ortools:OrToolsFlow",
+    "lp-scipy": "fedmoe_sched.solvers.lp_scipy:SciPyLP",
+    "ilp-ortools": "fedmoe_sched.solvers.ilp_ortools:CpSat",
+    "mip-ortools": "fedmoe_sched.solvers.mip_ortools:OrToolsMIP",
+    "ilp-pulp": "fedmoe_sched.solvers.ilp_pulp:PulpCbc",
+}
+
+# Exact backends in the order in which `auto` would have them.
+_AUTO_ORDER = ("flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
+
+
+@dataclass(frozen=True)
+class SolverEntry:
+    """One line of `solvers()`.
+
+    Parameters
+    ----------
+    name : str
+        What to pass as ``solver=``.
+    exact : bool
+        Whether a completed run is optimal.
+    capabilities : frozenset of Capability
+    available : True or str
+        True, or the reason why it cannot be used here.
+    summary : str
+        What it is and when to use it.
+    """
+
+    name: str
+    exact: bool
+    capabilities: frozenset[Capability]
+    available: bool | str
+    summary: str
+
+
+def register_solver(name: str, path: str) -> None:
+    """Add a backend of your own under a name, or replace one.
+
+    Parameters
+    ----------
+    name : str
+        What to pass as ``solver=``.
+    path : str
+        ``"module:Class"``, a subclass of `fedmoe_sched.solver.Solver`; imported when first used.
+    """
+    module, _, cls = path.partition(":")
+    if not module or not cls:
+        msg = f"path = {path!r}: must read 'module:Class'"
+        raise InputError(msg)
+    _BACKENDS[name] = path
+
+
+def solver_class(name: str) -> type[Solver[Any]]:
+    """Return the class of a backend; its engine is not imported."""
+    try:
+        module, _, cls = _BACKENDS[name].partition(":")
+    except (KeyError, TypeError):
+        msg = f"solver = {name!r}: must be 'auto', a Solver, or one of {', '.join(_BACKENDS)}"
+        raise InputError(msg) from None
+    found: type[Solver[Any]] = getattr(importlib.import_module(module), cls)
+    return found
+
+
+def solvers() -> list[SolverEntry]:
+    """List every backend with what it can do and whether it can be used here."""
+    entries = []
+    for name in _BACKENDS:
+        cls = solver_class(name)
+        entries.append(SolverEntry(name, cls.exact, cls.capabilities, cls.missing() or True, cls.summary))
+    return entries
+
+
+def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) -> tuple[str, str]:
+    """Choose the backend for ``solver="auto"``.
+
+    Returns
+    -------
+    name : str
+    reason : str
+        Why, in a few words.
+    """
+    refusals: list[str] = []
+    for name in candidates:
+        cls = solver_class(name)
+        refusal = cls.missing() or cls().supports(problem)
+        if refusal is None:
+            n, m = problem.shape
+            reason = f"fastest exact backend for a {n} x {m} network problem"
+            return name, reason + (f"; {'; '.join(refusals)}" if refusals else "")
+        refusals.append(refusal)
+    msg = f"solver = 'auto': no backend takes this problem ({'; '.join(refusals)})"
+    raise UnsupportedProblemError(msg)
+
+
+def get_solver(solver: str | Solver[Any], problem: AssignmentProblem) -> tuple[Solver[Any], str]:
+    """Return a ready backend for `problem`, and why `auto` chose it (empty for a named one).
+
+    Raises
+    ------
+    InputError
+        No backend of that name.
+    MissingDependencyError
+        A package that it needs is not installed.
+    UnsupportedProblemError
+        The backend does not take this problem.
+    """
+    reason = ""
+    if isinstance(solver, Solver):
+        instance = solver
+    else:
+        if solver == "auto":
+            solver, reason = pick(problem)
+        instance = solver_class(solver)()
+    missing = instance.missing()
+    if missing is not None:
+        raise MissingDependencyError(missing)
+    refusal = instance.supports(problem)
+    if refusal is not None:
+        raise UnsupportedProblemError(refusal)
+    return instance, reason

@@ -1,0 +1,326 @@
+"""The answer of a round: statuses, conflicts, relaxed bounds, and the Schedule itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import IntArray
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import Certificate, certify
+from fedmoe_sched.errors import InfeasibleError, InputError, NoAssignmentError
+from fedmoe_sched.problem import AssignmentProblem
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
+
+
+class Status(StrEnum):
+    """What the answer is. Why the backend stopped is another question: see `StopReason`."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    VIOLATED = "violated"
+    INFEASIBLE = "infeasible"
+    UNKNOWN = "unknown"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in one sentence."""
+        return _STATUS_ADVICE[self]
+
+
+_STATUS_ADVICE = {
+    Status.OPTIMAL: "No feasible assignment is better: use it.",
+    Status.FEASIBLE: "All constraints hold; the gap, where one is given, says how much may be missing.",
+    Status.VIOLATED: "A heuristic broke some load bounds: see `violations`, or use an exact backend.",
+    Status.INFEASIBLE: "No assignment exists: `conflict` names the bounds that exclude one another.",
+    Status.UNKNOWN: "Nothing was found within the limits: allow more time or use another backend.",
+}
+
+
+class StopReason(StrEnum):
+    """Why the backend stopped."""
+
+    COMPLETED = "completed"
+    TIME_LIMIT = "time limit"
+    PROVED_INFEASIBLE = "proved infeasible"
+    FAILED = "failed"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in one sentence."""
+        return _STOP_ADVICE[self]
+
+
+_STOP_ADVICE = {
+    StopReason.COMPLETED: "The backend ran to its end.",
+    StopReason.TIME_LIMIT: "The time limit was reached first: raise it if the gap is too large.",
+    StopReason.PROVED_INFEASIBLE: "Relax a bound named in `conflict`.",
+    StopReason.FAILED: "The backend gave up on its own: `message` has its words; try another one.",
+}
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A cut of the network that no flow can cross: bounds that exclude one another.
+
+    Parameters
+    ----------
+    kind : str
+        ``"experts starve"``: these experts need more clients than can reach them;
+        ``"clients overflow"``: these clients must take more places than are open to them.
+    clients, experts : tuple of int
+        The numbers of the clients and experts in the cut.
+    required, available : int
+        Places demanded, and places that exist; ``required > available``.
+    message : str
+        The same in words, with the labels of the problem.
+    """
+
+    kind: str
+    clients: tuple[int, ...]
+    experts: tuple[int, ...]
+    required: int
+    available: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """One load bound that was widened so that the round can be scheduled.
+
+    Parameters
+    ----------
+    expert : int
+        Expert number.
+    bound : str
+        ``"load_min"`` or ``"load_max"``.
+    asked, used : int
+        The bound as derived from `balance`, and as used.
+    """
+
+    expert: int
+    bound: str
+    asked: int
+    used: int
+
+    def __str__(self) -> str:
+        return f"{self.bound}[{self.expert}]: {self.asked} -> {self.used}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """The assignment of one round with its certificate.
+
+    Client and expert arguments and answers are labels where the problem has labels, else numbers.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+        What was solved, after any widening of bounds.
+    solver : str
+        Name of the backend.
+    status : Status
+    stop_reason : StopReason
+    pairs : Assignment or None
+        The chosen pairs; None where there is no assignment.
+    certificate : Certificate or None
+        Recomputed from `pairs` and `prices`, not taken from the backend.
+    prices : ndarray, shape (m,), float64, or None
+        Dual prices of the load bounds: what one more place at each expert is worth.
+    solver_bound : float or None
+        An upper bound that only the backend vouches for (branch and bound); used where there are no prices.
+    conflict : Conflict or None
+        For an infeasible problem, why.
+    relaxed : tuple of Relaxation
+        Bounds that were widened; empty if none were.
+    build_seconds, solve_seconds, certify_seconds : float
+        Wall time to build the model, to solve it, and to read back, recompute and certify the answer.
+    solver_reason : str
+        Why ``solver="auto"`` picked this backend; empty otherwise.
+    message : str
+        The backend's own words, where it has any.
+    """
+
+    problem: AssignmentProblem
+    solver: str
+    status: Status
+    stop_reason: StopReason
+    pairs: Assignment | None = None
+    certificate: Certificate | None = None
+    prices: npt.NDArray[np.float64] | None = None
+    solver_bound: float | None = None
+    conflict: Conflict | None = None
+    relaxed: tuple[Relaxation, ...] = ()
+    build_seconds: float = 0.0
+    solve_seconds: float = 0.0
+    certify_seconds: float = 0.0
+    solver_reason: str = ""
+    message: str = ""
+    _numbers: dict[str, dict[Hashable, int]] = field(default_factory=dict)
+
+    @property
+    def _chosen(self) -> Assignment:
+        if self.pairs is not None:
+            return self.pairs
+        if self.conflict is not None:
+            raise InfeasibleError(self.conflict)
+        msg = f"no assignment: {self.status} ({self.stop_reason}). {self.status.advice}"
+        if self.message:
+            msg += f" {self.solver} says: {self.message}"
+        raise NoAssignmentError(msg)
+
+    @cached_property
+    def assignment(self) -> csr_array[Any, Any]:
+        """The assignment as a SciPy CSR array of bool; shape (n, m).
+
+        Raises
+        ------
+        InfeasibleError, NoAssignmentError
+            There is none; so do `loads`, `experts_of`, `clients_of` and `experts_by_client`.
+        """
+        return self._chosen.to_csr()
+
+    @property
+    def loads(self) -> IntArray:
+        """Number of clients that each expert gets; shape (m,), int64."""
+        return self._chosen.loads
+
+    @property
+    def objective(self) -> float | None:
+        """Total desirability of the assignment; None where there is none."""
+        return None if self.certificate is None else self.certificate.objective
+
+    @property
+    def bound(self) -> float | None:
+        """Upper bound on the objective of every feasible assignment; None where nothing vouches for one."""
+        if self.certificate is not None and self.certificate.bound is not None:
+            return self.certificate.bound
+        return self.solver_bound
+
+    @property
+    def gap(self) -> float | None:
+        """``(bound - objective) / max(1, abs(objective))``; None without a bound."""
+        if self.certificate is None or self.bound is None:
+            return None
+        return (self.bound - self.certificate.objective) / max(1.0, abs(self.certificate.objective))
+
+    @property
+    def violations(self) -> tuple[Any, ...]:
+        """Broken constraints; see `fedmoe_sched.certify.Violation`."""
+        return () if self.certificate is None else self.certificate.violations
+
+    def experts_of(self, client: Hashable) -> list[Hashable]:
+        """Experts that one client trains this round, in the order of the problem."""
+        pairs = self._chosen
+        i = self._number("client", client, self.problem.client_labels, self.problem.n_clients)
+        experts = pairs.indices[pairs.indptr[i] : pairs.indptr[i + 1]]
+        return [self.problem.expert_name(int(j)) for j in experts]
+
+    def clients_of(self, expert: Hashable) -> list[Hashable]:
+        """Clients that train one expert this round, in the order of the problem."""
+        pairs = self._chosen
+        j = self._number("expert", expert, self.problem.expert_labels, self.problem.n_experts)
+        return [self.problem.client_name(int(i)) for i in pairs.clients[pairs.indices == j]]
+
+    def experts_by_client(self) -> dict[Hashable, list[Hashable]]:
+        """Return the whole assignment as ``{client: [experts]}``."""
+        pairs, problem = self._chosen, self.problem
+        names = [problem.expert_name(j) for j in range(problem.n_experts)]
+        experts = [names[j] for j in pairs.indices.tolist()]
+        ends = pairs.indptr.tolist()
+        return {problem.client_name(i): experts[ends[i] : ends[i + 1]] for i in range(problem.n_clients)}
+
+    def _number(self, kind: str, name: Hashable, labels: Sequence[Hashable] | None, size: int) -> int:
+        if labels is None:
+            if isinstance(name, (int, np.integer)) and 0 <= name < size:
+                return int(name)
+            msg = f"{kind} = {name!r}: must be a number from 0 to {size - 1}"
+            raise InputError(msg)
+        if kind not in self._numbers:
+            self._numbers[kind] = {label: i for i, label in enumerate(labels)}
+        try:
+            return self._numbers[kind][name]
+        except (KeyError, TypeError):
+            msg = f"{kind} = {name!r}: there is no {kind} of that name"
+            raise InputError(msg) from None
+
+    def verify(self) -> Certificate:
+        """Recompute feasibility, objective, bound and gap from the raw problem, independently of the backend.
+
+        Returns
+        -------
+        Certificate
+            Its bound comes from the prices alone: None where the schedule has no prices.
+        """
+        return certify(self.problem, self._chosen, self.prices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain Python values that `json.dumps` takes; labels become text."""
+        certificate = self.certificate
+        answer: dict[str, Any] = {
+            "solver": self.solver,
+            "status": str(self.status),
+            "stop_reason": str(self.stop_reason),
+            "objective": self.objective,
+            "bound": self.bound,
+            "gap": self.gap,
+            "build_seconds": self.build_seconds,
+            "solve_seconds": self.solve_seconds,
+            "certify_seconds": self.certify_seconds,
+            "solver_reason": self.solver_reason,
+            "message": self.message,
+            "prices": None if self.prices is None else self.prices.tolist(),
+            "relaxed": [str(r) for r in self.relaxed],
+            "violations": [] if certificate is None else [str(v) for v in certificate.violations],
+            "conflict": None if self.conflict is None else self.conflict.message,
+            "loads": None,
+            "assignment": None,
+        }
+        if self.pairs is not None:
+            names = [str(self.problem.expert_name(j)) for j in range(self.problem.n_experts)]
+            answer["loads"] = dict(zip(names, self.loads.tolist(), strict=True))
+            answer["assignment"] = {
+                str(client): [e if isinstance(e, int) else str(e) for e in experts]
+                for client, experts in self.experts_by_client().items()
+            }
+        return answer
+
+    def to_json(self, **options: Any) -> str:
+        """Return `to_dict` as JSON text; `options` go to `json.dumps`."""
+        return json.dumps(self.to_dict(), **options)
+
+    def __repr__(self) -> str:
+        n, m = self.problem.shape
+        lines = [f"Schedule: {self.status} ({self.stop_reason}) by {self.solver}, {n} clients x {m} experts"]
+        if self.solver_reason:
+            lines[0] += f" [auto: {self.solver_reason}]"
+        if self.certificate is not None and self.pairs is not None:
+            bound = "none" if self.bound is None else f"{self.bound:.6g}"
+            gap = "none" if self.gap is None else f"{self.gap:.2g}"
+            lines.append(f"  objective {self.objective:.6g}, bound {bound}, gap {gap}")
+            low, high = int(self.loads.min()), int(self.loads.max())
+            lines.append(f"  {len(self.pairs.indices)} pairs, loads {low} to {high}")
+        if self.relaxed:
+            lines.append(f"  {len(self.relaxed)} balance bounds widened: {_some(self.relaxed)}")
+        if self.violations:
+            lines.append(f"  {len(self.violations)} violations: {_some(self.violations)}")
+        if self.conflict is not None:
+            lines.append(f"  {self.conflict.message}")
+        lines.append(f"  build {self.build_seconds:.3g} s, solve {self.solve_seconds:.3g} s")
+        return "\n".join(lines)
+
+
+def _some(items: Sequence[Any], most: int = 3) -> str:
+    text = "; ".join(str(item) for item in items[:most])
+    return text + ("; ..." if len(items) > most else "")

@@ -1,0 +1,248 @@
+"""``schedule(fitness, usage, capacity)``: scores in, certified schedule out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import FloatArray, IntArray, as_counts, as_matrix, as_vector, split_labels
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.feasibility import widen_load_bounds
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.result import Relaxation, Schedule
+from fedmoe_sched.solve import solve
+from fedmoe_sched.solver import Limits, Solver
+
+__all__ = ["balanced_load_bounds", "desirability", "schedule", "usage_share"]
+
+
+def usage_share(usage: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return each expert's usage relative to its fair share.
+
+    Parameters
+    ----------
+    usage : array_like, shape (m,)
+        Usage scores >= 0, in samples or compute.
+
+    Returns
+    -------
+    ndarray, shape (m,), float64
+        ``usage_j / mean(usage)``: 1.0 is the fair share; all 1.0 while nothing was trained yet.
+    """
+    values = np.asarray(usage, dtype=np.float64)
+    mean = values.mean()
+    return values / mean if mean > 0 else np.ones_like(values)
+
+
+def desirability(
+    fitness: FloatArray, usage: npt.ArrayLike, *, fitness_weight: float = 1.0, usage_weight: float = 0.1
+) -> FloatArray:
+    """Combine fitness and usage into the composite score of the round problem.
+
+    ``d_ij = fitness_weight * F_ij - usage_weight * usage_share_j``, our reading of "rises with fitness, falls
+    with usage" in Chen et al. 2025 (arXiv 2507.05685), which gives no formula.
+
+    Parameters
+    ----------
+    fitness : ndarray, shape (n, m)
+    usage : array_like, shape (m,)
+    fitness_weight, usage_weight : float
+        The usage weight is in units of fitness per fair share.
+
+    Returns
+    -------
+    ndarray, shape (n, m), of the dtype of `fitness`
+    """
+    scores = fitness * fitness.dtype.type(fitness_weight)
+    scores -= (usage_weight * usage_share(usage)).astype(fitness.dtype)
+    return scores
+
+
+def balanced_load_bounds(
+    slots: npt.ArrayLike, n_experts: int, balance: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return load bounds of ``+- balance`` around the mean load.
+
+    Parameters
+    ----------
+    slots : array_like of int, shape (n,)
+        Experts that each client can take.
+    n_experts : int
+        m.
+    balance : float
+        Tolerance >= 0; 0.1 means within 10 % of the mean, rounded outwards to whole clients.
+
+    Returns
+    -------
+    load_min, load_max : ndarray, shape (m,), int64
+    """
+    mean = float(np.sum(slots)) / n_experts
+    # A hair inwards, so that 10 * (1 + 0.1) = 11.000000000000002 does not round up to 12.
+    low = np.ceil(mean * (1 - balance) - 1 + 1e-9)
+    high = np.floor(mean * (1 + balance) + 1 - 1e-9)
+    return (
+        np.full(n_experts, max(0, int(low)), dtype=np.int64),
+        np.full(n_experts, int(high), dtype=np.int64),
+    )
+
+
+def schedule(
+    fitness: Any,
+    usage: Any,
+    capacity: Any,
+    *,
+    fitness_weight: float = 1.0,
+    usage_weight: float = 0.1,
+    eligible: Any = None,
+    load_min: Any = None,
+    load_max: Any = None,
+    balance: float | None = 0.25,
+    fill: bool = True,
+    solver: str | Solver[Any] = "auto",
+    time_limit: float | None = None,
+    seed: int = 0,
+    warm_start: Schedule | None = None,
+    certify: bool = False,
+) -> Schedule:
+    """Decide which client trains which experts this round.
+
+    Parameters
+    ----------
+    fitness : array_like, shape (n, m)
+        How well expert j suits client i's data; any finite numbers. NumPy arrays, torch CPU tensors, nested
+        lists, or a pandas DataFrame with clients as index and experts as columns: its labels are kept.
+    usage : array_like, shape (m,)
+        Decayed training load of each expert, >= 0, in samples or compute. A Series is aligned by label.
+    capacity : array_like of int, shape (n,), or int
+        The most experts each client may train. A Series is aligned by label.
+    fitness_weight, usage_weight : float, default 1.0 and 0.1
+        Weights of the composite score, see `desirability`.
+    eligible : array_like of bool, shape (n, m), optional
+        Pairs that are possible at all; None is all of them.
+    load_min, load_max : int or array_like of int, shape (m,), optional
+        Hard bounds on the clients per expert; what is given here replaces the bound that `balance` sets.
+    balance : float or None, default 0.25
+        Keep every load within this tolerance of the mean load. Where that is impossible, or clashes with a hard
+        bound, it is widened by the fewest places, listed in ``Schedule.relaxed``. None sets no such bounds.
+    fill : bool, default True
+        Whether clients train as many experts as they can (the rule of Chen et al. 2025), or only those of
+        positive desirability.
+    solver : str or Solver, default "auto"
+        Backend name or instance, see `fedmoe_sched.solvers`.
+    time_limit : float, optional
+        Wall seconds for the solver.
+    seed : int, default 0
+        Seed of everything random in a backend.
+    warm_start : Schedule, optional
+        Last round's schedule, to start from its prices.
+    certify : bool, default False
+        Give heuristics a bound too, at the cost of an exact solve.
+
+    Returns
+    -------
+    Schedule
+        ``status`` INFEASIBLE if hard bounds exclude one another; ``conflict`` then names them.
+
+    Raises
+    ------
+    InputError
+        A wrong argument; the message names argument, position and value.
+
+    Examples
+    --------
+    >>> answer = schedule([[0.9, 0.1], [0.8, 0.3], [0.7, 0.6], [0.6, 0.1]], usage=[1, 1], capacity=1)
+    >>> answer.loads.tolist(), str(answer.status)
+    ([2, 2], 'optimal')
+    """
+    _refuse_bad_options(fitness_weight, usage_weight, balance)
+    bare = split_labels(fitness)
+    scores = as_matrix("fitness", bare.values)
+    m = scores.shape[1]
+    usage = as_vector("usage", _aligned("usage", usage, bare.columns), m, "one per expert", least=0)
+    scores = desirability(scores, usage, fitness_weight=fitness_weight, usage_weight=usage_weight)
+    problem = AssignmentProblem(
+        scores,
+        _aligned("capacity", capacity, bare.rows),
+        eligible=_aligned_matrix("eligible", eligible, bare.rows, bare.columns),
+        client_labels=bare.rows,
+        expert_labels=bare.columns,
+    )
+    low = None if load_min is None else as_counts("load_min", load_min, m, "one per expert")
+    high = None if load_max is None else as_counts("load_max", load_max, m, "one per expert")
+    problem, relaxed = _bounded(problem, low, high, balance, problem.slots if fill else 0)
+    answer = solve(
+        problem,
+        solver,
+        limits=Limits(time=time_limit, seed=seed),
+        certify=certify,
+        warm_start=warm_start,
+    )
+    return dataclasses.replace(answer, relaxed=relaxed) if relaxed else answer
+
+
+def _refuse_bad_options(fitness_weight: float, usage_weight: float, balance: float | None) -> None:
+    for name, value in (("fitness_weight", fitness_weight), ("usage_weight", usage_weight)):
+        if not np.isfinite(value):
+            msg = f"{name} = {value}: must be finite"
+            raise InputError(msg)
+    if balance is not None and not (balance >= 0 and np.isfinite(balance)):
+        msg = f"balance = {balance}: must be finite and >= 0, or None"
+        raise InputError(msg)
+
+
+def _bounded(
+    problem: AssignmentProblem,
+    low: IntArray | None,
+    high: IntArray | None,
+    balance: float | None,
+    min_experts: IntArray | int,
+) -> tuple[AssignmentProblem, tuple[Relaxation, ...]]:
+    """Set the load bounds; those that `balance` sets give way, those given explicitly do not."""
+    hard_low = 0 if low is None else low
+    hard_high = problem.n_clients if high is None else high
+    hard = problem.replace(min_experts=min_experts, load_min=hard_low, load_max=hard_high)
+    if balance is None or (low is not None and high is not None):
+        return hard, ()
+    soft_low, soft_high = balanced_load_bounds(problem.slots, problem.n_experts, balance)
+    load_min = np.minimum(soft_low, hard.load_max) if low is None else low
+    load_max = np.maximum(soft_high, hard.load_min) if high is None else high
+    soft = hard.replace(load_min=load_min, load_max=load_max)
+    return widen_load_bounds(soft, hard=(hard.load_min, hard.load_max))
+
+
+def _aligned(name: str, value: Any, labels: tuple[Hashable, ...] | None) -> Any:
+    """Put a labelled vector into the order of `labels`; anything else is left as it is."""
+    bare = split_labels(value)
+    if bare.rows is None or labels is None:
+        return bare.values
+    return np.asarray(bare.values)[_order(name, bare.rows, labels)]
+
+
+def _aligned_matrix(
+    name: str,
+    value: Any,
+    rows: tuple[Hashable, ...] | None,
+    columns: tuple[Hashable, ...] | None,
+) -> Any:
+    bare = split_labels(value)
+    if bare.rows is None or bare.columns is None or rows is None or columns is None:
+        return bare.values
+    by_row = np.asarray(bare.values)[_order(f"{name} (clients)", bare.rows, rows)]
+    return by_row[:, _order(f"{name} (experts)", bare.columns, columns)]
+
+
+def _order(name: str, have: tuple[Hashable, ...], want: tuple[Hashable, ...]) -> list[int]:
+    places = {label: i for i, label in enumerate(have)}
+    for label in want:
+        if label not in places:
+            msg = f"{name}: has no entry labelled {label!r}, which fitness has"
+            raise InputError(msg)
+    if len(have) != len(want):
+        extra = next(label for label in have if label not in set(want) or have.count(label) > 1)
+        msg = f"{name}: has {len(have)} entries, fitness has {len(want)} (first surplus: {extra!r})"
+        raise InputError(msg)
+    return [places[label] for label in want]

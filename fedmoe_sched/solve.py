@@ -1,0 +1,178 @@
+"""One verb: solve a problem with a backend, certify the answer, explain a refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import as_vector
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import Certificate
+from fedmoe_sched.certify import certify as make_certificate
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.exchange import recover_prices
+from fedmoe_sched.feasibility import find_conflict
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.registry import get_solver, pick
+from fedmoe_sched.result import Schedule, Status, StopReason
+from fedmoe_sched.solver import Answer, Limits, Solver
+
+__all__ = ["solve"]
+
+
+def solve(
+    problem: AssignmentProblem,
+    solver: str | Solver[Any] = "auto",
+    *,
+    limits: Limits | None = None,
+    certify: bool = False,
+    warm_start: Schedule | npt.ArrayLike | None = None,
+) -> Schedule:
+    """Solve one assignment problem.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+    solver : str or Solver, default "auto"
+        A name from `solvers()`, or an instance with options: ``solve(problem, Greedy(...))``.
+    limits : Limits, optional
+        Time, seed and threads.
+    certify : bool, default False
+        Obtain a bound, and so a gap, for a heuristic's answer too, at the cost of an exact solve.
+        Answers of exact backends always have one.
+    warm_start : Schedule or array_like of shape (m,), optional
+        A schedule of a similar problem, or its prices, to start from.
+
+    Returns
+    -------
+    Schedule
+        Its objective, feasibility and bound were recomputed from the raw problem. An infeasible problem is an
+        answer, not an exception: ``status`` is INFEASIBLE and ``conflict`` says why.
+
+    Raises
+    ------
+    InputError, MissingDependencyError, UnsupportedProblemError
+        The backend is unknown, not installed, or does not take this problem.
+
+    Examples
+    --------
+    >>> problem = AssignmentProblem([[3.0, 1.0], [2.0, 0.5]], capacity=1, min_experts=1, load_max=1)
+    >>> answer = solve(problem)
+    >>> str(answer.status), answer.objective, answer.experts_by_client()
+    ('optimal', 3.5, {0: [0], 1: [1]})
+    """
+    limits = limits or Limits()
+    backend, reason = get_solver(solver, problem)
+    start = time.perf_counter()
+    prices = _starting_prices(warm_start, problem.n_experts)
+    model = backend.build(problem, limits, prices)
+    built = time.perf_counter()
+    backend.run(model, limits)
+    solved = time.perf_counter()
+    answer = backend.read(model)
+    if answer.assignment is None:
+        schedule = _without_assignment(problem, backend, answer)
+    else:
+        schedule = _with_assignment(problem, backend, answer, answer.assignment, want_bound=certify)
+    return dataclasses.replace(
+        schedule,
+        build_seconds=built - start,
+        solve_seconds=solved - built,
+        certify_seconds=time.perf_counter() - solved,
+        solver_reason=reason,
+    )
+
+
+def _starting_prices(
+    warm_start: Schedule | npt.ArrayLike | None, n_experts: int
+) -> npt.NDArray[np.float64] | None:
+    if isinstance(warm_start, Schedule):
+        if warm_start.prices is None:
+            return None
+        warm_start = warm_start.prices
+        if len(warm_start) != n_experts:
+            msg = f"warm_start: a schedule of {len(warm_start)} experts, must be of {n_experts}"
+            raise InputError(msg)
+    if warm_start is None:
+        return None
+    return as_vector("warm_start", warm_start, n_experts, "one price per expert").astype(np.float64)
+
+
+def _without_assignment(problem: AssignmentProblem, backend: Solver[Any], answer: Answer) -> Schedule:
+    conflict = find_conflict(problem)
+    if conflict is not None:
+        status, stop_reason = Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE
+    else:
+        # A backend that calls a feasible problem infeasible has failed, and the schedule says so.
+        claimed = answer.stop_reason is StopReason.PROVED_INFEASIBLE
+        status = Status.UNKNOWN
+        stop_reason = StopReason.FAILED if claimed else answer.stop_reason
+    return Schedule(
+        problem,
+        backend.name,
+        status,
+        stop_reason,
+        solver_bound=answer.bound,
+        conflict=conflict,
+        message=answer.message,
+    )
+
+
+def _with_assignment(
+    problem: AssignmentProblem,
+    backend: Solver[Any],
+    answer: Answer,
+    assignment: Assignment,
+    *,
+    want_bound: bool,
+) -> Schedule:
+    prices = answer.prices
+    completed = answer.stop_reason is StopReason.COMPLETED
+    if prices is None and backend.exact and completed:
+        prices = recover_prices(problem, assignment)
+    if prices is None and want_bound:
+        prices = _prices_of_optimum(problem)
+    certificate = make_certificate(problem, assignment, prices)
+    if not certificate.feasible:
+        refused = _refused(problem, backend, certificate)
+        if refused is not None:
+            return refused
+        status = Status.VIOLATED
+    else:
+        status = Status.OPTIMAL if certificate.optimal else Status.FEASIBLE
+    return Schedule(
+        problem,
+        backend.name,
+        status,
+        answer.stop_reason,
+        pairs=assignment,
+        certificate=certificate,
+        prices=prices,
+        solver_bound=answer.bound if prices is None else None,
+        message=answer.message,
+    )
+
+
+def _refused(problem: AssignmentProblem, backend: Solver[Any], certificate: Certificate) -> Schedule | None:
+    """Turn down an assignment that breaks what this backend must keep; None if it may be handed on."""
+    broken = {violation.constraint for violation in certificate.violations}
+    if "min_experts" in broken:
+        conflict = find_conflict(problem)
+        if conflict is not None:
+            return Schedule(
+                problem, backend.name, Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE, conflict=conflict
+            )
+    if backend.exact or broken & {"capacity", "eligible"}:
+        message = f"returned an assignment that breaks constraints: {certificate.violations[0]}"
+        return Schedule(problem, backend.name, Status.UNKNOWN, StopReason.FAILED, message=message)
+    return None
+
+
+def _prices_of_optimum(problem: AssignmentProblem) -> npt.NDArray[np.float64] | None:
+    """Prices from an exact backend, to judge a heuristic by; None where the problem is infeasible."""
+    name, _ = pick(problem)
+    return solve(problem, name).prices
