@@ -156,7 +156,7 @@ def schedule(
     --------
     >>> answer = schedule([[0.9, 0.1], [0.8, 0.3], [0.7, 0.6], [0.6, 0.1]], usage=[1, 1], capacity=1)
     >>> answer.loads.tolist(), str(answer.status)
-    ([2, 2], 'optimal')
+    ([3, 1], 'optimal')
     """
     _refuse_bad_options(fitness_weight, usage_weight, balance)
     bare = split_labels(fitness)
