@@ -67,7 +67,7 @@ def _group(problem: AssignmentProblem) -> _Groups:
         open_ = np.ones((len(first), problem.n_experts), dtype=np.bool_)
     else:
         open_ = problem.eligible[first]
-    least, most = problem.min_experts[first], problem.slots[first]
+    least, most = np.minimum(problem.min_experts[first], m + 1), problem.slots[first]
     return _Groups(member.reshape(-1), size, least, np.maximum(least, most), open_)
 
 
@@ -290,7 +290,8 @@ def _least_violating_loads(problem: AssignmentProblem, hard_min: IntArray, hard_
     add(np.full(g, hub), group_nodes, groups.size * groups.most - need, 0)
     add(group_nodes[at_group], expert_nodes[at_expert], groups.size[at_group], 0)
     hubs = np.full(m, hub)
-    out = [add(expert_nodes, hubs, problem.load_max - problem.load_min, 0)]
+    # No expert gets more than n clients: sums of bounds that stand for "no limit" would overflow.
+    out = [add(expert_nodes, hubs, np.minimum(problem.load_max - problem.load_min, n), 0)]
     # A missing or an excess place costs _UNIT, and a little more the farther it is from the bound: the fewest
     # places in total first, then evenly spread.
     below, beyond = problem.load_min - hard_min, hard_max - problem.load_max

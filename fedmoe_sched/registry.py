@@ -27,8 +27,11 @@ _BACKENDS: dict[str, str] = {
     "ilp-pulp": "fedmoe_sched.solvers.ilp_pulp:PulpCbc",
 }
 
-# Exact backends in the order in which `auto` would have them.
+# Exact backends in the order in which `auto` would have them: the fastest first, at every size measured.
 _AUTO_ORDER = ("flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
+
+# The backend for problems without load bounds, where clients do not compete.
+_AUTO_SEPARABLE = "greedy"
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,40 @@ def solvers() -> list[SolverEntry]:
 
 
 def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) -> tuple[str, str]:
-    """Choose the backend for ``solver="auto"``.
+    """Choose the backend for ``solver="auto"``, from the class of the problem and what is installed.
+
+    Without load bounds every client's own best choice is optimal, and nothing has to be optimised. With them the
+    first of the candidates that can be used here and takes the problem is chosen.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+    candidates : iterable of str
+        Exact backends, the preferred one first.
 
     Returns
     -------
     name : str
     reason : str
         Why, in a few words.
+
+    Raises
+    ------
+    UnsupportedProblemError
+        None of the candidates can be used.
     """
+    n, m = problem.shape
+    if not problem.has_load_bounds:
+        return _AUTO_SEPARABLE, f"{n} x {m} without load bounds: each client's own best choice is optimal"
     refusals: list[str] = []
     for name in candidates:
         cls = solver_class(name)
         refusal = cls.missing() or cls().supports(problem)
         if refusal is None:
-            n, m = problem.shape
-            reason = f"fastest exact backend for a {n} x {m} network problem"
-            return name, reason + (f"; {'; '.join(refusals)}" if refusals else "")
+            reason = f"{n} x {m} with load bounds: fastest exact backend"
+            if refusals:
+                reason += f" that can be used here ({'; '.join(refusals)})"
+            return name, reason
         refusals.append(refusal)
     msg = f"solver = 'auto': no backend takes this problem ({'; '.join(refusals)})"
     raise UnsupportedProblemError(msg)

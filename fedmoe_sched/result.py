@@ -149,7 +149,7 @@ class Schedule:
     solver_reason : str
         Why ``solver="auto"`` picked this backend; empty otherwise.
     message : str
-        The backend's own words, where it has any.
+        The backend's own words, where it has any, and what it could not heed.
     """
 
     problem: AssignmentProblem

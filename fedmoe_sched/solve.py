@@ -19,7 +19,7 @@ from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import get_solver, pick
 from fedmoe_sched.result import Schedule, Status, StopReason
-from fedmoe_sched.solver import Answer, Limits, Solver
+from fedmoe_sched.solver import Answer, Capability, Limits, Solver
 
 __all__ = ["solve"]
 
@@ -40,7 +40,8 @@ def solve(
     solver : str or Solver, default "auto"
         A name from `solvers()`, or an instance with options: ``solve(problem, Greedy(...))``.
     limits : Limits, optional
-        Time, seed and threads.
+        Time, seed and threads. A backend without `Capability.TIME_LIMIT` runs to its end whatever the time, and
+        the schedule's ``message`` says so.
     certify : bool, default False
         Obtain a bound, and so a gap, for a heuristic's answer too, at the cost of an exact solve.
         Answers of exact backends always have one.
@@ -84,7 +85,16 @@ def solve(
         solve_seconds=solved - built,
         certify_seconds=time.perf_counter() - solved,
         solver_reason=reason,
+        message=_with_notice(schedule.message, backend, limits),
     )
+
+
+def _with_notice(message: str, backend: Solver[Any], limits: Limits) -> str:
+    """Add to the backend's words that it could not keep the time limit, where one was set."""
+    if limits.time is None or Capability.TIME_LIMIT in backend.capabilities:
+        return message
+    notice = f"{backend.name} takes no time limit: it ran to its end"
+    return f"{message}; {notice}" if message else notice
 
 
 def _starting_prices(

@@ -11,7 +11,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer
 
-__all__ = ["COST_SCALE", "polished_answer", "whole_scores"]
+__all__ = ["COST_SCALE", "polished_answer", "unrounded_bound", "whole_scores"]
 
 #: The largest score becomes this whole number: enough for 1e-9 of it, small enough for 64-bit sums.
 COST_SCALE = 1e9
@@ -24,12 +24,26 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     -------
     scores : ndarray, shape (n, m), int64
         At most `COST_SCALE` in absolute value.
-    scale : float
-        ``scores / scale`` is the desirability, to within half a unit of ``1 / scale``.
+    unit : float
+        ``scores * unit`` is the desirability, to within half a `unit`.
     """
     largest = float(max(abs(problem.desirability.max()), abs(problem.desirability.min())))
-    scale = COST_SCALE / largest if largest > 0 else 1.0
-    return np.rint(problem.desirability.astype(np.float64) * scale).astype(np.int64), scale
+    if largest == 0:
+        return np.zeros(problem.shape, dtype=np.int64), 0.0
+    # Not times COST_SCALE / largest, which overflows for the tiniest scores.
+    scores = problem.desirability.astype(np.float64) / largest * COST_SCALE
+    return np.rint(scores).astype(np.int64), largest / COST_SCALE
+
+
+def unrounded_bound(problem: AssignmentProblem, bound: float, unit: float) -> float:
+    """Turn an upper bound on the objective in whole scores into one on the unrounded objective.
+
+    Every chosen pair may be worth half a unit more than its rounded score; no assignment has more pairs than
+    clients have slots, or experts have places.
+    """
+    most_pairs = min(int(problem.slots.sum()), int(np.minimum(problem.load_max, problem.n_clients).sum()))
+    value = (bound + 0.5001 * most_pairs) * unit  # the 0.0001 covers the float64 errors of the scaling itself
+    return value + 4 * float(np.finfo(np.float64).eps) * abs(value)
 
 
 def polished_answer(problem: AssignmentProblem, assignment: Assignment, deadline: float | None = None) -> Answer:

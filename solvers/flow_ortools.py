@@ -12,6 +12,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import polished_answer, whole_scores
 
 __all__ = ["OrToolsFlow"]
@@ -22,7 +23,7 @@ class _Model:
     problem: AssignmentProblem
     flow: Any
     pair_arcs: npt.NDArray[np.int32]
-    pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    pairs: Pairs
     status: Any = None
 
 
@@ -31,8 +32,8 @@ class OrToolsFlow(Solver[_Model]):
 
     A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
     (loads). Desirability is rounded to whole costs; improving cycles that the rounding hid are cancelled
-    afterwards, and the prices come from the same exchange graph. Cannot be interrupted: a time limit is
-    refused by `supports` only where it is asked for.
+    afterwards, and the prices come from the same exchange graph. The engine cannot be interrupted: it runs to
+    its end whatever the time limit, and the schedule says so.
     """
 
     name: ClassVar[str] = "flow-ortools"
@@ -49,22 +50,21 @@ class OrToolsFlow(Solver[_Model]):
 
         n, m = problem.shape
         scores, _ = whole_scores(problem)
-        if problem.eligible is None:
-            clients, experts = np.divmod(np.arange(n * m, dtype=np.int64), m)
-        else:
-            clients, experts = np.nonzero(problem.eligible)
+        pairs = eligible_pairs(problem)
+        clients, experts = pairs
+        bounds = clipped_bounds(problem)
         flow = min_cost_flow.SimpleMinCostFlow()
         hub = n + m
         pair_arcs = flow.add_arcs_with_capacity_and_unit_cost(
             clients, n + experts, np.ones(len(clients), dtype=np.int64), -scores[clients, experts]
         )
-        _bounded_arcs(flow, np.full(n, hub), np.arange(n), problem.min_experts, problem.capacity)
-        _bounded_arcs(flow, n + np.arange(m), np.full(m, hub), problem.load_min, problem.load_max)
-        demand = int(problem.load_min.sum()) - int(problem.min_experts.sum())
-        flow.set_nodes_supplies(np.arange(n), problem.min_experts)
-        flow.set_nodes_supplies(n + np.arange(m), -problem.load_min)
+        _bounded_arcs(flow, np.full(n, hub), np.arange(n), bounds.client_min, bounds.client_max)
+        _bounded_arcs(flow, n + np.arange(m), np.full(m, hub), bounds.expert_min, bounds.expert_max)
+        demand = int(bounds.expert_min.sum()) - int(bounds.client_min.sum())
+        flow.set_nodes_supplies(np.arange(n), bounds.client_min)
+        flow.set_nodes_supplies(n + np.arange(m), -bounds.expert_min)
         flow.set_nodes_supplies(np.array([hub]), np.array([demand]))
-        return _Model(problem, flow, pair_arcs, (clients, experts))
+        return _Model(problem, flow, pair_arcs, pairs)
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve to the end: the engine takes no limits."""

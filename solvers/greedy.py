@@ -27,7 +27,8 @@ class Greedy(Solver[_Model]):
 
     The alignment rule of Chen et al. 2025 (arXiv 2507.05685): candidate experts by capacity, ranked by
     desirability, the top ones up to what the client can handle. Clients do not see one another, so they may all
-    crowd onto the same expert. Without load bounds the answer is optimal. Ties go to the lower expert number.
+    crowd onto the same expert. Without load bounds the answer is optimal, and proved so. Ties go to the lower
+    expert number. Cannot be interrupted.
     """
 
     name: ClassVar[str] = "greedy"
@@ -48,8 +49,10 @@ class Greedy(Solver[_Model]):
         model.assignment = Assignment.from_mask(chosen)
 
     def read(self, model: _Model) -> Answer:
-        """Hand over the assignment."""
-        return Answer(StopReason.COMPLETED, model.assignment)
+        """Hand over the assignment; where no load is bounded, prices of zero prove it optimal."""
+        problem = model.problem
+        prices = None if problem.has_load_bounds else np.zeros(problem.n_experts)
+        return Answer(StopReason.COMPLETED, model.assignment, prices)
 
 
 def _top_ranked(problem: AssignmentProblem, block: slice) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,88 @@
+"""Min-cost flow by NetworkX: the network simplex method in plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.result import StopReason
+from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._matrix import Bounds, clipped_bounds, eligible_pairs
+from fedmoe_sched.solvers._rounding import polished_answer, whole_scores
+
+__all__ = ["NetworkXFlow"]
+
+
+@dataclass(eq=False)
+class _Model:
+    problem: AssignmentProblem
+    graph: Any
+    flow: dict[int, dict[int, int]] | None = None
+
+
+class NetworkXFlow(Solver[_Model]):
+    """Exact min-cost flow with NetworkX's network simplex, which needs no compiled code.
+
+    A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
+    (loads); lower bounds are supplies of the end nodes. The method is sure to be exact for whole costs only, so
+    desirability is rounded, and improving cycles that the rounding hid are cancelled afterwards. Cannot be
+    interrupted: it runs to its end whatever the time limit, and the schedule says so.
+    """
+
+    name: ClassVar[str] = "flow-networkx"
+    exact: ClassVar[bool] = True
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY, Capability.PRICES}
+    )
+    requires: ClassVar[tuple[str, ...]] = ("networkx",)
+    summary: ClassVar[str] = "min-cost flow (NetworkX, pure Python); readable, for up to some 100,000 pairs"
+
+    def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
+        """Make the graph; nodes: clients, then experts, then the hub."""
+        import networkx as nx
+
+        n = problem.n_clients
+        scores, _ = whole_scores(problem)
+        pairs = eligible_pairs(problem)
+        costs = (-scores[pairs.clients, pairs.experts]).tolist()
+        graph: Any = nx.DiGraph()
+        _add_nodes(graph, clipped_bounds(problem))
+        arcs = zip(pairs.clients.tolist(), (n + pairs.experts).tolist(), costs, strict=True)
+        graph.add_edges_from((tail, head, {"capacity": 1, "weight": cost}) for tail, head, cost in arcs)
+        return _Model(problem, graph)
+
+    def run(self, model: _Model, limits: Limits) -> None:
+        """Solve to the end: the engine takes no limits."""
+        import networkx as nx
+
+        try:
+            _, model.flow = nx.network_simplex(model.graph)
+        except nx.NetworkXUnfeasible:
+            model.flow = None
+
+    def read(self, model: _Model) -> Answer:
+        """Read the flows, undo the rounding, find the prices."""
+        if model.flow is None:
+            return Answer(StopReason.PROVED_INFEASIBLE)
+        n = model.problem.n_clients
+        chosen = [(i, head - n) for i in range(n) for head, used in model.flow[i].items() if used]
+        clients, experts = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
+        return polished_answer(model.problem, Assignment.from_pairs(clients, experts, model.problem.shape))
+
+
+def _add_nodes(graph: Any, bounds: Bounds) -> None:
+    """Add the nodes, and the arcs of what goes beyond the lower bounds; those are supplies (negative demands)."""
+    n, m = len(bounds.client_min), len(bounds.expert_min)
+    hub = n + m
+    graph.add_nodes_from((i, {"demand": -least}) for i, least in enumerate(bounds.client_min.tolist()))
+    graph.add_nodes_from((n + j, {"demand": least}) for j, least in enumerate(bounds.expert_min.tolist()))
+    graph.add_node(hub, demand=int(bounds.client_min.sum()) - int(bounds.expert_min.sum()))
+    client_room = (bounds.client_max - bounds.client_min).tolist()
+    expert_room = (bounds.expert_max - bounds.expert_min).tolist()
+    graph.add_edges_from((hub, i, {"capacity": room, "weight": 0}) for i, room in enumerate(client_room))
+    graph.add_edges_from((n + j, hub, {"capacity": room, "weight": 0}) for j, room in enumerate(expert_room))

@@ -1,0 +1,198 @@
+"""The integer program by CBC, through PuLP."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.result import StopReason
+from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, unit_scores
+from fedmoe_sched.solvers._rounding import polished_answer
+
+__all__ = ["PulpCbc"]
+
+_LOG_PRECISION = 0.0005  # the log prints the bound with three decimals
+_GRACE = 1.0  # seconds that CBC has for writing its answer after the time limit
+
+
+@dataclass(eq=False)
+class _Model:
+    problem: AssignmentProblem
+    pairs: Pairs
+    unit: float
+    folder: Path
+    mps_names: dict[str, str]  # the names of the variables, and what they are called in the file
+    limited: bool = False
+    killed: bool = False
+    return_code: int | None = None
+
+    @property
+    def log(self) -> str:
+        file = self.folder / "cbc.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+
+class PulpCbc(Solver[_Model]):
+    """Exact branch and cut with CBC: PuLP writes the program, brings the engine, and reads the solution.
+
+    What the tolerances of the engine leave is recovered by cancelling improving cycles after a completed run.
+    At a time limit the bound is what CBC's log says, if it got as far as one. CBC looks at the clock only between
+    its phases, so the process is stopped one second after the limit; it has no assignment to show then.
+    """
+
+    name: ClassVar[str] = "ilp-pulp"
+    exact: ClassVar[bool] = True
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.MIN_EXPERTS,
+            Capability.LOAD_BOUNDS,
+            Capability.ELIGIBILITY,
+            Capability.PRICES,
+            Capability.TIME_LIMIT,
+            Capability.THREADS,
+        }
+    )
+    requires: ClassVar[tuple[str, ...]] = ("pulp",)
+    summary: ClassVar[str] = "integer program (CBC through PuLP); a separate process, stopped at a time limit"
+
+    def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
+        """Make one binary per eligible pair, at most two constraints per client and expert; write the file."""
+        import pulp
+
+        pairs = eligible_pairs(problem)
+        bounds = clipped_bounds(problem)
+        scores, unit = unit_scores(problem, pairs)
+        with _without_announcements():
+            program = pulp.LpProblem("round", pulp.LpMaximize)
+            variables = [pulp.LpVariable(f"x{k}", cat=pulp.LpBinary) for k in range(len(pairs.clients))]
+            program.setObjective(pulp.LpAffineExpression(zip(variables, scores.tolist(), strict=True)))
+            takes = np.array(variables, dtype=object)
+            for side, low, high in (
+                (pairs.clients, bounds.client_min, bounds.client_max),
+                (pairs.experts, bounds.expert_min, bounds.expert_max),
+            ):
+                by_side = np.argsort(side, kind="stable")
+                groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
+                for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):
+                    _constrain(program, group, least, most)
+            folder = Path(tempfile.mkdtemp(prefix="fedmoe-sched-"))
+            _, mps_names, _, _ = program.writeMPS(str(folder / "round.mps"), rename=1)
+        model = _Model(problem, pairs, unit, folder, mps_names)
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        return model
+
+    def run(self, model: _Model, limits: Limits) -> None:
+        """Solve within the limits."""
+        command = [_engine().path, "round.mps", "-max", "-ratio", "0", "-allow", "0"]
+        seed = str(1 + limits.seed % (2**31 - 1))  # 0 stands for the time of day
+        command += ["-randomSeed", seed, "-randomCbcSeed", seed]
+        if limits.time is not None:
+            command += ["-sec", str(limits.time), "-timeMode", "elapsed"]
+        if limits.threads is not None:
+            command += ["-threads", str(limits.threads)]
+        command += ["-solve", "-printingOptions", "all", "-solution", "round.sol"]
+        model.limited = limits.time is not None
+        patience = None if limits.time is None else limits.time + _GRACE
+        with (model.folder / "cbc.log").open("wb") as log:
+            try:
+                ended = subprocess.run(
+                    command,
+                    cwd=model.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    timeout=patience,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                model.killed = True
+            else:
+                model.return_code = ended.returncode
+
+    def read(self, model: _Model) -> Answer:
+        """Read the assignment, and the bound where the run was interrupted."""
+        import pulp
+
+        solution = model.folder / "round.sol"
+        if model.killed:
+            return Answer(StopReason.TIME_LIMIT)
+        if model.return_code != 0 or not solution.exists():
+            return Answer(StopReason.FAILED, message=f"CBC ended with code {model.return_code}")
+        engine = _engine()
+        # The first status will not do: it reads "Optimal" for the incumbent of an interrupted run too.
+        status, found = engine.get_status(str(solution))
+        words = solution.read_text().partition(" - objective value")[0]
+        if status == pulp.LpStatusInfeasible and words == "Infeasible":
+            return Answer(StopReason.PROVED_INFEASIBLE)
+        if found == pulp.LpSolutionOptimal:
+            return polished_answer(model.problem, _read_assignment(engine, model, solution))
+        if found == pulp.LpSolutionIntegerFeasible:
+            incumbent = _read_assignment(engine, model, solution)
+            return Answer(StopReason.TIME_LIMIT, incumbent, bound=_logged_bound(model))
+        # "Integer infeasible" is among these: CBC says so when the time runs out in its preprocessing. It is never
+        # true, for a linear program of this matrix that is feasible has an integer solution.
+        reason = StopReason.TIME_LIMIT if model.limited else StopReason.FAILED
+        return Answer(reason, bound=_logged_bound(model), message=f"CBC ended: {words}")
+
+
+@contextlib.contextmanager
+def _without_announcements() -> Iterator[None]:
+    """Silence what PuLP 3.3 says about the interface of PuLP 4, which 3.2 does not have yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _engine() -> Any:
+    import pulp
+
+    with _without_announcements():
+        return pulp.PULP_CBC_CMD(msg=False)
+
+
+def _constrain(program: Any, group: npt.NDArray[np.object_], least: int, most: int) -> None:
+    import pulp
+
+    total = pulp.LpAffineExpression(zip(group.tolist(), [1] * len(group), strict=True))
+    if least == most:
+        program.addConstraint(pulp.LpConstraint(total, pulp.LpConstraintEQ, rhs=most))
+        return
+    if least > 0:
+        program.addConstraint(pulp.LpConstraint(total, pulp.LpConstraintGE, rhs=least))
+    if most < len(group):
+        program.addConstraint(pulp.LpConstraint(total, pulp.LpConstraintLE, rhs=most))
+
+
+def _read_assignment(engine: Any, model: _Model, solution: Path) -> Assignment:
+    class _Named:  # the reader wants the names of variables, nothing else of them
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    names = [f"x{k}" for k in range(len(model.pairs.clients))]
+    values = engine.readsol_MPS(str(solution), None, [_Named(name) for name in names], model.mps_names, {})[1]
+    chosen = np.array([values[name] > 0.5 for name in names], dtype=np.bool_)
+    return Assignment.from_pairs(model.pairs.clients[chosen], model.pairs.experts[chosen], model.problem.shape)
+
+
+def _logged_bound(model: _Model) -> float | None:
+    """Read the upper bound out of CBC's log, rounded up; None if the first linear program was not finished."""
+    log = model.log
+    found = re.search(r"^Upper bound:\s+(\S+)", log, flags=re.MULTILINE)
+    if found is None or "Continuous objective value" not in log:
+        return None
+    return (float(found.group(1)) + _LOG_PRECISION) * model.unit
