@@ -19,6 +19,7 @@ _BACKENDS: dict[str, str] = {
     "random": "fedmoe_sched.solvers.random_fill:RandomFill",
     "greedy": "fedmoe_sched.solvers.greedy:Greedy",
     "greedy-global": "fedmoe_sched.solvers.greedy_global:GreedyGlobal",
+    "exact": "fedmoe_sched.solvers.successive_shortest_paths:SuccessiveShortestPaths",
     "flow-networkx": "fedmoe_sched.solvers.flow_networkx:NetworkXFlow",
     "flow-ortools": "fedmoe_sched.solvers.flow_ortools:OrToolsFlow",
     "lp-scipy": "fedmoe_sched.solvers.lp_scipy:SciPyLP",
@@ -27,8 +28,11 @@ _BACKENDS: dict[str, str] = {
     "ilp-pulp": "fedmoe_sched.solvers.ilp_pulp:PulpCbc",
 }
 
-# Exact backends in the order in which `auto` would have them: the fastest first, at every size measured.
-_AUTO_ORDER = ("flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
+# Exact backends in the order in which `auto` would have them: the fastest first. One compiles its kernels when it
+# is first used: below so many pairs the others are fast enough, and it comes last.
+_COMPILED = "exact"
+_AUTO_ORDER = (_COMPILED, "flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
+_COMPILING_PAYS = 100_000
 
 # The backend for problems without load bounds, where clients do not compete.
 _AUTO_SEPARABLE = "greedy"
@@ -121,6 +125,8 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) ->
     n, m = problem.shape
     if not problem.has_load_bounds:
         return _AUTO_SEPARABLE, f"{n} x {m} without load bounds: each client's own best choice is optimal"
+    if n * m < _COMPILING_PAYS:
+        candidates = sorted(candidates, key=_COMPILED.__eq__)
     refusals: list[str] = []
     for name in candidates:
         cls = solver_class(name)

@@ -195,6 +195,11 @@ def test_auto_leaves_problems_without_load_bounds_to_the_clients():
     assert "each client's own best choice is optimal" in answer.solver_reason
 
 
+def test_auto_compiles_kernels_for_large_problems_only():
+    assert pick(clustered(200, 16))[0] == "flow-ortools"
+    assert pick(clustered(20_000, 16))[0] == "exact"
+
+
 def test_auto_falls_back_where_an_engine_is_missing(monkeypatch):
     problem = clustered(20, 4)
     flow = solver_class("flow-ortools")
