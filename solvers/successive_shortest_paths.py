@@ -21,6 +21,7 @@ __all__ = ["SuccessiveShortestPaths"]
 _GROWTH = 8  # clients of one sampled level over those of the level below
 _FIRST_LEVEL = 1024  # clients of the smallest sampled level, at least
 _DIRECT_CELLS = 4096  # problems up to this many pairs go straight to the shortest paths
+_STALLED = 10  # Newton steps without a tenth less surplus before paths take over
 _PROBED = 2048  # clients looked at to tell whether scores are quantised
 _BLOCK_CLIENTS = 8192  # unit of work of a thread
 _CELLS_PER_PATH = 6400  # a pass over this many pairs takes about as long as one shortest path
@@ -93,7 +94,13 @@ class SuccessiveShortestPaths(Solver[_Model]):
                 if n * m <= _DIRECT_CELLS and model.start is None:
                     level.respond(prices)
                     break
+                if model.start is None and size == min([*sizes, n]):
+                    for scale in tilt.scales:
+                        prices = level.approach(prices, scale)
                 prices = level.approach(prices)
+                if tilt.parts_ties and size < n:
+                    settled = level.settle()
+                    prices = prices if settled is None else settled[0]
             settled = level.settle()
         if settled is not None:
             model.prices, model.assignment = settled
@@ -130,11 +137,15 @@ class _Tilt:
     across : ndarray, shape (m,)
     finest : float
         Differences of scores below this are not told apart.
+    scales : tuple of float
+        Multiples of the perturbation, descending from the quantum of the scores: larger ones smooth the dual, whose
+        kinks are as far apart as the quantum. Empty without a perturbation.
     """
 
     along: Prices
     across: Prices
     finest: float
+    scales: tuple[float, ...] = ()
 
     @classmethod
     def for_problem(cls, problem: AssignmentProblem, rng: np.random.Generator) -> _Tilt:
@@ -143,9 +154,17 @@ class _Tilt:
         probe = problem.desirability[:: max(1, n // _PROBED)].astype(np.float64)
         size = float(abs(probe).max()) * _TILT
         finest = max(size / 256, float(np.finfo(np.float64).tiny))
-        if len(np.unique(probe[:, 0])) > len(probe) / 2:
+        values = np.unique(probe[:, 0])
+        if len(values) > len(probe) / 2:
             return cls(np.zeros(n), np.zeros(m), finest)
-        return cls(size * rng.random(n), rng.permutation(np.linspace(-1.0, 1.0, m)), finest)
+        quantum = float(np.diff(values).max(initial=0.0))
+        scales = tuple(quantum / size / 16.0**step for step in range(4)) if quantum > 0 else ()
+        return cls(size * rng.random(n), rng.permutation(np.linspace(-1.0, 1.0, m)), finest, scales)
+
+    @property
+    def parts_ties(self) -> bool:
+        """Whether there are ties to part."""
+        return bool(self.across.any())
 
 
 class _Level:
@@ -185,8 +204,8 @@ class _Level:
         self._prices = np.zeros(m)
         self._value = 0.0
 
-    def respond(self, prices: Prices) -> None:
-        """Let every client play its best response to `prices`."""
+    def respond(self, prices: Prices, scale: float = 1.0) -> None:
+        """Let every client play its best response to `prices`, with a multiple of the perturbation."""
         size = len(self._rows)
         # The blocks do not depend on the number of threads, and so neither does any rounding.
         starts = range(0, size, _BLOCK_CLIENTS)
@@ -195,10 +214,11 @@ class _Level:
         if eligible is None:
             eligible = np.zeros((0, 0), dtype=np.bool_)
         potential = np.append(prices, 0.0)
+        across = scale * self._tilt.across
 
         def block(at: int) -> float:
             value: float = self._kernels.respond(
-                self._problem.desirability, eligible, self._rows, self._along, self._tilt.across,
+                self._problem.desirability, eligible, self._rows, self._along, across,
                 self._least, self._most, potential, self._choice, self._count, self._slack, self._arcs,
                 loads[at], starts[at], min(size, starts[at] + _BLOCK_CLIENTS),
             )  # fmt: skip
@@ -220,26 +240,30 @@ class _Level:
         p = self._prices
         return float(self._value + self._load_max @ np.maximum(p, 0) - self._load_min @ np.maximum(-p, 0))
 
-    def approach(self, prices: Prices) -> Prices:
+    def approach(self, prices: Prices, scale: float = 1.0) -> Prices:
         """Improve the prices by Newton steps until paths are the cheaper way on; respond to the best ones."""
-        self.respond(prices)
+        self.respond(prices, scale)
         best, trust = (self._dual(), self._prices), 2.0
         surplus, fall = self._surplus(), None
+        goal, stalled = 0.9 * abs(surplus).sum(), 0
         for _ in range(_MOST_NEWTON_STEPS):
-            if abs(surplus).sum() / 2 <= self._close_enough or trust < 0.02:
+            if abs(surplus).sum() / 2 <= self._close_enough or trust < 0.02 or stalled == _STALLED:
                 break
             if fall is None:
                 fall = self._density()
             step = self._newton_step(surplus, *fall, trust)
-            self.respond(_keep_signs(best[1], step, surplus))
+            self.respond(_keep_signs(best[1], step, surplus), scale)
             dual = self._dual()
             if dual < best[0]:
                 best, trust = (dual, self._prices), min(32.0, 2 * trust)
                 surplus, fall = self._surplus(), None
             else:
                 trust /= 4
+            stalled += 1
+            if abs(surplus).sum() < goal:
+                goal, stalled = 0.9 * abs(surplus).sum(), 0
         if self._prices is not best[1]:
-            self.respond(best[1])
+            self.respond(best[1], scale)
         return best[1]
 
     def _density(self) -> tuple[npt.NDArray[np.float64], float]:
@@ -298,11 +322,14 @@ class _Level:
             window = self._wider(window, len(movers))
 
     def _wider(self, window: float, movers: int) -> float:
-        """Choose the next window: at least twice as wide, with half as many movers again; at last no window."""
-        if window >= float(self._slack.max()):
+        """Choose the next window: a multiple, or more for the sake of new movers; at last none."""
+        widest = float(self._slack.max())
+        if window >= widest:
             return np.inf
-        wanted = min(len(self._slack) - 1, movers + movers // 2 + 64)
-        return max(2 * window, float(np.partition(self._slack, wanted)[wanted]))
+        # Ties part on a scale far below that of the scores: quick steps there, short ones where arcs are many.
+        factor = 8.0 if window < 1e-4 * widest else 1.5
+        wanted = min(len(self._slack) - 1, movers + 64)
+        return max(factor * window, float(np.partition(self._slack, wanted)[wanted]))
 
     def _held(self, positions: IntArray) -> BoolArray:
         """Chosen experts of some clients as a boolean matrix."""
