@@ -138,8 +138,8 @@ class _Tilt:
     finest : float
         Differences of scores below this are not told apart.
     scales : tuple of float
-        Multiples of the perturbation, descending from the quantum of the scores: larger ones smooth the dual, whose
-        kinks are as far apart as the quantum. Empty without a perturbation.
+        Multiples of the perturbation, descending from the quantum of the scores: larger ones smooth the dual,
+        whose kinks are as far apart as the quantum. Empty without a perturbation.
     """
 
     along: Prices
