@@ -72,7 +72,8 @@ class Certificate:
     bound : float or None
         No feasible assignment has a larger objective; None without prices.
     gap : float or None
-        ``(bound - objective) / max(1, abs(objective))``; None without prices.
+        ``(bound - objective) / max(1, abs(objective))``; None without prices, and for an assignment that breaks
+        constraints, which the bound does not bound.
     """
 
     objective: float
@@ -189,5 +190,6 @@ def certify(
     """
     value = objective(problem, assignment)
     bound = None if prices is None else dual_bound(problem, prices)
-    gap = None if bound is None else relative_gap(bound, value)
-    return Certificate(value, violations(problem, assignment), bound, gap)
+    broken = violations(problem, assignment)
+    gap = None if bound is None or broken else relative_gap(bound, value)
+    return Certificate(value, broken, bound, gap)

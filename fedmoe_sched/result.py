@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.certify import Certificate, certify
+from fedmoe_sched.certify import Certificate, certify, relative_gap
 from fedmoe_sched.errors import InfeasibleError, InputError, NoAssignmentError
 from fedmoe_sched.problem import AssignmentProblem
 
@@ -210,10 +210,10 @@ class Schedule:
 
     @property
     def gap(self) -> float | None:
-        """``(bound - objective) / max(1, abs(objective))``; None without a bound."""
-        if self.certificate is None or self.bound is None:
+        """``(bound - objective) / max(1, abs(objective))``; None without a bound, or if constraints are broken."""
+        if self.certificate is None or self.bound is None or not self.certificate.feasible:
             return None
-        return (self.bound - self.certificate.objective) / max(1.0, abs(self.certificate.objective))
+        return relative_gap(self.bound, self.certificate.objective)
 
     @property
     def violations(self) -> tuple[Any, ...]:
@@ -317,6 +317,8 @@ class Schedule:
             lines.append(f"  {len(self.violations)} violations: {_some(self.violations)}")
         if self.conflict is not None:
             lines.append(f"  {self.conflict.message}")
+        if self.message:
+            lines.append(f"  {self.message}")
         lines.append(f"  build {self.build_seconds:.3g} s, solve {self.solve_seconds:.3g} s")
         return "\n".join(lines)
 

@@ -153,3 +153,12 @@ def test_bound_is_the_same_however_the_clients_are_cut_into_blocks(monkeypatch):
     monkeypatch.setattr("fedmoe_sched.problem._BLOCK_CELLS", 28)
     assert len(list(problem.blocks())) == 8
     assert dual_bound(problem, prices) == pytest.approx(whole, rel=1e-12)
+
+
+def test_an_assignment_that_breaks_bounds_has_a_bound_but_no_gap():
+    problem = AssignmentProblem([[3.0, 1.0], [2.0, 0.5]], capacity=1, min_experts=1, load_max=1)
+    answer = solve(problem, "greedy", certify=True)
+    assert answer.objective == 5.0
+    assert answer.bound == pytest.approx(3.5)
+    assert answer.gap is None
+    assert answer.verify().gap is None
