@@ -51,7 +51,7 @@ class Row:
         The best bound known for this instance: of all backends' prices where `certify` was asked for, else this
         backend's own.
     gap : float or None
-        Of the objective to `bound`. Says nothing, and may be negative, where there are violations.
+        Of the objective to `bound`; None where there are violations, because it would say nothing.
     violations : int
         Broken constraints.
     build_seconds, solve_seconds, certify_seconds : float or None
@@ -85,6 +85,11 @@ class Row:
         if self.build_seconds is None or self.solve_seconds is None:
             return None
         return self.build_seconds + self.solve_seconds
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is an assignment that keeps every constraint."""
+        return self.objective is not None and not self.violations
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain values."""
@@ -253,7 +258,8 @@ def _compare_one(
 def _judged(row: Row, bound: float) -> Row:
     if row.objective is None:
         return row
-    return dataclasses.replace(row, bound=bound, gap=relative_gap(bound, row.objective))
+    gap = None if row.violations else relative_gap(bound, row.objective)
+    return dataclasses.replace(row, bound=bound, gap=gap)
 
 
 def _solve_apart(task: _Task, backend: _Backend) -> tuple[Row, float | None]:
