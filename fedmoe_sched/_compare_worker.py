@@ -6,6 +6,7 @@ process alone, and the result goes as JSON to the file that it names.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import statistics
@@ -20,7 +21,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import get_solver, register_solver
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.solve import solve
-from fedmoe_sched.solver import Limits, Solver
+from fedmoe_sched.solver import Capability, Limits, Solver
 
 __all__ = ["Request", "peak_memory", "run"]
 
@@ -58,7 +59,10 @@ def run(request: Request) -> dict[str, Any]:
     problem = load_problem(request.problem)
     backend, _ = get_solver(request.solver, problem)
     _warm_up(backend)
-    answers = [solve(problem, backend, limits=request.limits) for _ in range(request.repeat)]
+    limits = request.limits
+    if Capability.TIME_LIMIT not in backend.capabilities:
+        limits = dataclasses.replace(limits, time=None)  # the parent's clock is the only limit it has
+    answers = [solve(problem, backend, limits=limits) for _ in range(request.repeat)]
     return _plain(problem, answers) | {"peak_bytes": peak_memory()}
 
 

@@ -21,7 +21,8 @@ _LEAST_GAP = 1e-4  # percent: below it the axis is linear, so that 0 has a place
 def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Draw gap (percent, 0 at the bottom) against build and solve time, one panel per instance.
 
-    Answers that break a constraint have no gap: they are hollow, in a strip of their own above the axis.
+    Answers that break a constraint have no gap: they are hollow, in a strip of their own above the axis. Backends
+    without an answer are named in the panel.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         _panel(axes, [row for row in here if not row.violations], styles)
         _strip(strip, [row for row in here if row.violations], styles)
         strip.set_title(instance, fontsize="medium")
+        _say_missing(axes, [row.solver for row in rows if row.instance == instance and row not in here])
     grid[1, 0].set_ylabel("gap to the best bound (%)")
     grid[0, 0].set_ylabel("breaks\nbounds", rotation=0, ha="right", va="center", fontsize="small")
     _legend(figure, styles)
@@ -91,6 +93,12 @@ def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> No
     axes.set_ylim(-0.5 * _LEAST_GAP, 200)
     axes.set_xlabel("build + solve (s)")
     axes.grid(alpha=0.3)
+
+
+def _say_missing(axes: Axes, solvers: list[str]) -> None:
+    if solvers:
+        text = "no answer: " + ", ".join(solvers)
+        axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize="small", wrap=True)
 
 
 def _strip(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:

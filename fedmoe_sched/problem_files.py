@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Hashable
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._files import atomic_file
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 
@@ -55,15 +55,8 @@ def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> No
         if value is not None:
             # A JSON list keeps 1 and "1" apart, which an array of labels would not.
             arrays[name] = json.dumps(_plain_labels(name, value)) if name.endswith("_labels") else value
-    path = Path(path)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        np.savez(file, **arrays)
 
 
 def _plain_labels(name: str, labels: tuple[Hashable, ...]) -> list[Any]:
@@ -119,13 +112,10 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file cannot be read.
     """
     try:
+        with zipfile.ZipFile(path):
+            pass  # np.load takes bare arrays too, and blames pickling for whatever else it cannot read
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                msg = f"{path}: holds one bare array; must be an .npz file with named arrays"
-                raise InputError(msg)
             arrays = {name: file[name] for name in file.files}
-    except InputError:
-        raise
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         msg = f"{path}: not a complete .npz file of plain arrays ({error})"
         raise InputError(msg) from error

@@ -38,6 +38,10 @@ class _Group(TyperGroup):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            where = (error.ctx or ctx).command_path
+            complain(f"{error.format_message().rstrip('.')} (see {where} --help)")
+            raise typer.Exit(2) from error
         except BrokenPipeError:
             raise  # the reader went away: click ends quietly
         except _USER_ERRORS as error:
@@ -57,6 +61,7 @@ def _words(error: Exception) -> str:
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Decide which client trains which experts in federated Mixture-of-Experts training, and prove how good "

@@ -64,11 +64,7 @@ class Scores:
         # The one option whose None means something.
         if options.get("balance") == NO_BALANCE:
             arguments["balance"] = None
-        try:
-            return schedule(**arguments)
-        except InputError as error:
-            msg = f"{self.path}: {error}"
-            raise InputError(msg) from error
+        return schedule(**arguments)
 
 
 #: Stands for ``balance=None`` among options where None means "not given".
@@ -100,8 +96,12 @@ def problem_of(path: Path) -> AssignmentProblem:
     read = read_input(path)
     if isinstance(read, AssignmentProblem):
         return read
-    # The cheapest backend: only the problem is wanted.
-    return read.schedule(solver="greedy").problem
+    try:
+        # The cheapest backend: only the problem is wanted.
+        return read.schedule(solver="greedy").problem
+    except InputError as error:
+        msg = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+        raise InputError(msg) from error
 
 
 def _table(path: Path) -> Scores:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from fedmoe_sched.errors import InputError
+
 __all__ = [
     "bytes_text",
+    "checked_output",
     "complain",
     "console",
     "gap_text",
     "number_text",
     "plain_table",
     "seconds_text",
-    "write_text",
 ]
 
 
@@ -68,13 +68,19 @@ def bytes_text(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:.0f} MB"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; an existing one is replaced only once the new one is complete."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+def checked_output(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Refuse an output file that could not be written, before any work is done for it.
+
+    Raises
+    ------
+    InputError
+        Another suffix, or no such folder.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        msg = f"{option} {path}: must end in {' or '.join(suffixes)}"
+        raise InputError(msg)
+    if not path.parent.is_dir():
+        msg = f"{option} {path}: there is no folder {path.parent}"
+        raise InputError(msg)

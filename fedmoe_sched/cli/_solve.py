@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedmoe_sched._files import write_text
 from fedmoe_sched.cli._input import NO_BALANCE, Scores, read_input
-from fedmoe_sched.cli._output import console, gap_text, number_text, plain_table, seconds_text, write_text
+from fedmoe_sched.cli._output import checked_output, console, gap_text, number_text, plain_table, seconds_text
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import solvers
@@ -35,23 +36,18 @@ def list_solvers() -> None:
 
 
 def solve_file(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="Problem (.npz with desirability and capacity), scores (.npz with fitness, usage and capacity) or "
-            "table of scores (.csv: one client per row, one expert per column, an empty cell is not eligible).",
-            show_default=False,
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(show_default=False)],
     *,
-    solver: Annotated[str, typer.Option(help="Backend, see `fedmoe-sched solvers`.")] = "auto",
+    solver: Annotated[str, typer.Option(help="Backend by name; the command solvers lists them.")] = "auto",
     capacity: Annotated[
         int | None, typer.Option(help="The most experts each client may train, for all clients.")
     ] = None,
     balance: Annotated[
-        float | None, typer.Option(help="Keep loads within this share of the mean load [default: 0.25].")
+        float | None, typer.Option(help="Keep loads within this share of the mean load.", show_default="0.25")
     ] = None,
-    no_balance: Annotated[bool, typer.Option("--no-balance", help="Set no load bounds of that kind.")] = False,
+    no_balance: Annotated[
+        bool, typer.Option("--no-balance", help="Bound loads by --load-min and --load-max alone.")
+    ] = False,
     load_min: Annotated[int | None, typer.Option(help="The fewest clients each expert must get.")] = None,
     load_max: Annotated[int | None, typer.Option(help="The most clients each expert may get.")] = None,
     fill: Annotated[
@@ -60,8 +56,8 @@ def solve_file(
             "--fill/--no-fill", help="Use up all capacities, or only for positive scores.", show_default="fill"
         ),
     ] = None,
-    fitness_weight: Annotated[float | None, typer.Option(help="Weight of the fitness [default: 1].")] = None,
-    usage_weight: Annotated[float | None, typer.Option(help="Weight of the usage [default: 0.1].")] = None,
+    fitness_weight: Annotated[float | None, typer.Option(help="Weight of the fitness.", show_default="1")] = None,
+    usage_weight: Annotated[float | None, typer.Option(help="Weight of the usage.", show_default="0.1")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds for the solver.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in a backend.")] = 0,
     certify: Annotated[
@@ -74,12 +70,14 @@ def solve_file(
 ) -> None:
     """Solve one problem from a file; print the answer and its certificate.
 
-    Capacity, balance, loads, fill and weights make a problem out of scores; a file with desirability has its own
-    bounds. Exit code 1 if there is no assignment or it breaks a constraint.
+    FILE is a problem (.npz with desirability, capacity and perhaps bounds), scores (.npz with fitness, usage and
+    capacity), or a table of scores (.csv: one client per row, one expert per column, labels in the first row and
+    column, perhaps a column "capacity"; an empty cell is a pair that is not eligible).
+
+    --capacity, --balance, --load-min, --load-max, --fill and the weights make a problem out of scores; a problem
+    has its own bounds. Exit code 1: there is no assignment, or it breaks a constraint.
     """
-    if output is not None and output.suffix.lower() not in (".json", ".csv"):
-        msg = f"--output {output}: must end in .json or .csv"
-        raise InputError(msg)
+    checked_output("--output", output, (".json", ".csv"))
     if no_balance and balance is not None:
         msg = "--no-balance and --balance exclude one another"
         raise InputError(msg)
@@ -165,7 +163,7 @@ def _facts(answer: Schedule) -> list[tuple[str, str]]:
                 "bound",
                 number_text(answer.bound) + ("" if answer.prices is None else ", recomputed from the prices"),
             ),
-            ("gap", gap_text(answer.gap)),
+            ("gap", "-" if answer.violations else gap_text(answer.gap)),
             ("constraints", f"{held}, recomputed from the problem"),
             ("loads", f"{answer.loads.min()} to {answer.loads.max()} clients per expert"),
         ]
