@@ -37,6 +37,7 @@ class _Model:
     unit: float
     folder: Path
     mps_names: dict[str, str]  # the names of the variables, and what they are called in the file
+    limited: bool = False
     killed: bool = False
     return_code: int | None = None
 
@@ -98,12 +99,14 @@ class PulpCbc(Solver[_Model]):
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve within the limits."""
         command = [_engine().path, "round.mps", "-max", "-ratio", "0", "-allow", "0"]
-        command += ["-randomSeed", str(limits.seed), "-randomCbcSeed", str(limits.seed)]
+        seed = str(1 + limits.seed % (2**31 - 1))  # 0 stands for the time of day
+        command += ["-randomSeed", seed, "-randomCbcSeed", seed]
         if limits.time is not None:
             command += ["-sec", str(limits.time), "-timeMode", "elapsed"]
         if limits.threads is not None:
             command += ["-threads", str(limits.threads)]
         command += ["-solve", "-printingOptions", "all", "-solution", "round.sol"]
+        model.limited = limits.time is not None
         patience = None if limits.time is None else limits.time + _GRACE
         with (model.folder / "cbc.log").open("wb") as log:
             try:
@@ -133,16 +136,18 @@ class PulpCbc(Solver[_Model]):
         engine = _engine()
         # The first status will not do: it reads "Optimal" for the incumbent of an interrupted run too.
         status, found = engine.get_status(str(solution))
-        if status == pulp.LpStatusInfeasible:
+        words = solution.read_text().partition(" - objective value")[0]
+        if status == pulp.LpStatusInfeasible and words == "Infeasible":
             return Answer(StopReason.PROVED_INFEASIBLE)
         if found == pulp.LpSolutionOptimal:
             return polished_answer(model.problem, _read_assignment(engine, model, solution))
         if found == pulp.LpSolutionIntegerFeasible:
             incumbent = _read_assignment(engine, model, solution)
             return Answer(StopReason.TIME_LIMIT, incumbent, bound=_logged_bound(model))
-        on_time = "Stopped on time" in solution.read_text()
-        reason = StopReason.TIME_LIMIT if on_time else StopReason.FAILED
-        return Answer(reason, bound=_logged_bound(model), message=f"CBC ended {pulp.LpStatus[status]}")
+        # "Integer infeasible" is among these: CBC says so when the time runs out in its preprocessing. It is never
+        # true, for a linear program of this matrix that is feasible has an integer solution.
+        reason = StopReason.TIME_LIMIT if model.limited else StopReason.FAILED
+        return Answer(reason, bound=_logged_bound(model), message=f"CBC ended: {words}")
 
 
 @contextlib.contextmanager

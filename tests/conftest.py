@@ -1,0 +1,65 @@
+"""Options and parameters that all tests share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from fedmoe_sched import SolverEntry, solvers
+
+# Examples are the same in every run; `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=200, database=None)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("repeat")
+
+# Test arguments that stand for every backend of a kind.
+_KINDS = {
+    "backend": lambda entry: True,
+    "exact_backend": lambda entry: entry.exact,
+    "heuristic": lambda entry: not entry.exact,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--solvers",
+        default=None,
+        metavar="NAMES",
+        help="test only these backends, comma-separated; default: every one in the registry",
+    )
+
+
+def _chosen(config: pytest.Config) -> list[SolverEntry]:
+    entries = solvers()
+    wanted = config.getoption("--solvers")
+    if wanted is None:
+        return entries
+    names = [name.strip() for name in wanted.split(",")]
+    unknown = sorted(set(names) - {entry.name for entry in entries})
+    if unknown:
+        msg = f"--solvers: there is no {unknown[0]!r}; there are {', '.join(entry.name for entry in entries)}"
+        raise pytest.UsageError(msg)
+    return [entry for entry in entries if entry.name in names]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for argument, belongs in _KINDS.items():
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(
+                argument,
+                [
+                    pytest.param(entry.name, marks=_skip_if_missing(entry))
+                    for entry in _chosen(metafunc.config)
+                    if belongs(entry)
+                ],
+            )
+
+
+def _skip_if_missing(entry: SolverEntry) -> list[pytest.MarkDecorator]:
+    return [] if entry.available is True else [pytest.mark.skip(reason=str(entry.available))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for entry in _chosen(config):
+        if entry.available is not True:
+            terminalreporter.write_line(f"backend not tested: {entry.available}", yellow=True)

@@ -1,0 +1,168 @@
+"""What the tests judge the package by: brute force, a linear program, and checks, with no code of the package."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from fedmoe_sched import AssignmentProblem
+
+TOLERANCE = 1e-9
+
+
+class Everything(NamedTuple):
+    """All assignments that keep the clients' bounds: their objectives, loads, and choices per client."""
+
+    values: npt.NDArray[np.float64]
+    loads: npt.NDArray[np.int64]
+    choices: list[list[tuple[int, ...]]]
+
+
+def enumerate_assignments(problem: AssignmentProblem) -> Everything:
+    """List every assignment of a tiny problem, load bounds aside; the last client's choice varies fastest."""
+    n, m = problem.shape
+    values, loads = np.zeros(1), np.zeros((1, m), dtype=np.int64)
+    choices: list[list[tuple[int, ...]]] = []
+    for i in range(n):
+        can = [j for j in range(m) if problem.eligible is None or problem.eligible[i, j]]
+        sizes = range(int(problem.min_experts[i]), min(int(problem.capacity[i]), len(can)) + 1)
+        options = [subset for size in sizes for subset in itertools.combinations(can, size)]
+        worth = np.array([sum(float(problem.desirability[i, j]) for j in subset) for subset in options])
+        taken = np.array([[j in subset for j in range(m)] for subset in options], dtype=np.int64).reshape(-1, m)
+        values = (values[:, None] + worth).reshape(-1)
+        loads = (loads[:, None] + taken).reshape(-1, m)
+        choices.append(options)
+    return Everything(values, loads, choices)
+
+
+_OPTIMA: dict[tuple[Any, ...], float | None] = {}
+
+
+def _key(problem: AssignmentProblem) -> tuple[Any, ...]:
+    arrays = (problem.desirability, problem.capacity, problem.min_experts, problem.load_min, problem.load_max)
+    eligible = None if problem.eligible is None else problem.eligible.tobytes()
+    return (problem.shape, problem.desirability.dtype.str, *(a.tobytes() for a in arrays), eligible)
+
+
+def brute_force(problem: AssignmentProblem) -> float | None:
+    """Return the best objective of a tiny problem; None if no assignment keeps all bounds."""
+    key = _key(problem)
+    if key not in _OPTIMA:
+        values, loads, _ = enumerate_assignments(problem)
+        fits = ((loads >= problem.load_min) & (loads <= problem.load_max)).all(axis=1)
+        _OPTIMA[key] = float(values[fits].max()) if fits.any() else None
+    return _OPTIMA[key]
+
+
+def linear_program(problem: AssignmentProblem) -> float | None:
+    """Return the optimum of the linear relaxation, which is integral; None if infeasible. Interior point."""
+    from scipy.optimize import linprog
+    from scipy.sparse import identity, kron, vstack
+
+    n, m = problem.shape
+    by_client = kron(identity(n), np.ones((1, m)))
+    by_expert = kron(np.ones((1, n)), identity(m))
+    rows = vstack([by_client, -by_client, by_expert, -by_expert], format="csr")
+    sides = [problem.capacity, -problem.min_experts, problem.load_max, -problem.load_min]
+    top = np.ones((n, m)) if problem.eligible is None else problem.eligible.astype(float)
+    bounds = np.stack([np.zeros(n * m), top.ravel()], axis=1)
+    costs = -problem.desirability.astype(np.float64).ravel()
+    found = linprog(costs, A_ub=rows, b_ub=np.concatenate(sides), bounds=bounds, method="highs-ipm")
+    return None if found.status == 2 else -float(found.fun)
+
+
+def assert_prices_prove(problem: AssignmentProblem, mask: npt.NDArray[np.bool_], prices: Any, tol: float) -> None:
+    """Assert the sign of the prices and complementary slackness, expert by expert and client by client."""
+    loads = mask.sum(axis=0)
+    for j, price in enumerate(prices):
+        assert price <= tol or loads[j] == problem.load_max[j], f"expert {j} is not full but priced {price}"
+        assert price >= -tol or loads[j] == problem.load_min[j], f"expert {j} is not scarce but priced {price}"
+    for i in range(problem.n_clients):
+        can = np.ones(problem.n_experts, bool) if problem.eligible is None else problem.eligible[i]
+        reduced = problem.desirability[i].astype(np.float64) - prices
+        held, free = reduced[mask[i]], reduced[can & ~mask[i]]
+        if len(held) and len(free):
+            assert held.min() >= free.max() - tol, f"client {i} would rather swap"
+        if len(held) < problem.capacity[i] and len(free):
+            assert free.max() <= tol, f"client {i} would take one more"
+        if len(held) > problem.min_experts[i]:
+            assert held.min() >= -tol, f"client {i} would take one less"
+
+
+@st.composite
+def tiny_problems(draw: st.DrawFn, *, bounded: bool = True) -> AssignmentProblem:
+    """Draw problems small enough to enumerate: ties, negative scores, empty capacities, infeasible bounds."""
+    n, m = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    elements = draw(
+        st.sampled_from(
+            [
+                st.integers(-2, 3).map(float),
+                st.floats(-2, 2, width=32),
+                st.floats(-1, 1, allow_subnormal=False),
+                st.floats(0.25, 1, width=32),
+            ]
+        )
+    )
+    dtype = draw(st.sampled_from([np.float64, np.float32]))
+    scores = np.array(draw(st.lists(elements, min_size=n * m, max_size=n * m))).reshape(n, m).astype(dtype)
+    eligible = draw(st.none() | hnp.arrays(np.bool_, (n, m)))
+    capacity = draw(hnp.arrays(np.int64, n, elements=st.integers(0, m + 1), fill=st.nothing()))
+    open_ = np.full(n, m) if eligible is None else eligible.sum(axis=1)
+    least = draw(st.sampled_from(["none", "fill", "some"]))
+    if least == "some":
+        wish = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 2), fill=st.nothing()))
+        min_experts = np.minimum(wish, capacity)
+    else:
+        min_experts = np.minimum(capacity, open_) if least == "fill" else np.zeros(n, dtype=np.int64)
+    bounds: dict[str, Any] = {}
+    if bounded and draw(st.booleans()):
+        bounds["load_max"] = draw(hnp.arrays(np.int64, m, elements=st.integers(0, n + 1), fill=st.nothing()))
+    if bounded and draw(st.booleans()):
+        wish = draw(hnp.arrays(np.int64, m, elements=st.integers(0, 2), fill=st.nothing()))
+        bounds["load_min"] = np.minimum(wish, bounds.get("load_max", n))
+    return AssignmentProblem(scores, capacity, min_experts=min_experts, eligible=eligible, **bounds)
+
+
+def clustered(
+    n: int,
+    m: int,
+    *,
+    seed: int = 0,
+    fill: bool = True,
+    decimals: int | None = None,
+    eligible_share: float = 1.0,
+    low: float = 0.5,
+    high: float = 1.1,
+) -> AssignmentProblem:
+    """Make a contended problem: clients and experts cluster around classes, a few of which are popular.
+
+    Ten classes with a Zipf prior; the class mix of each client is drawn from a Dirichlet distribution around
+    it, each expert is good at one class. `decimals` rounds the scores, which makes ties.
+    """
+    rng = np.random.default_rng(seed)
+    prior = 1 / np.arange(1, 11)
+    prior /= prior.sum()
+    gamma = rng.gamma(10 * rng.uniform(0.1, 0.5, n)[:, None] * prior) + 1e-12
+    mix = gamma / gamma.sum(axis=1, keepdims=True)
+    skill = 0.7 * np.eye(10)[rng.integers(0, 10, m)] + 0.3 * rng.dirichlet(np.ones(10), m)
+    scores = mix @ (rng.lognormal(0, 0.25, m)[:, None] * skill).T + 0.05 * rng.standard_normal((n, m))
+    if decimals is not None:
+        scores = np.round(scores, decimals)
+    eligible = None if eligible_share == 1 else rng.random((n, m)) < eligible_share
+    capacity = rng.integers(1, 5, n)
+    open_ = m if eligible is None else eligible.sum(axis=1)
+    slots = np.minimum(capacity, open_)
+    mean = slots.sum() / m
+    return AssignmentProblem(
+        scores,
+        capacity,
+        min_experts=slots if fill else 0,
+        load_min=int(low * mean),
+        load_max=int(np.ceil(high * mean)),
+        eligible=eligible,
+    )

@@ -1,0 +1,155 @@
+"""The certificate is right, and every one of its checks can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import TOLERANCE, brute_force, clustered, enumerate_assignments, tiny_problems
+
+from fedmoe_sched import AssignmentProblem, InputError, Schedule, certify, dual_bound, solve
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import Violation, objective, violations
+
+# Three clients, two experts, one slot each, at most two clients per expert. The first expert is better for all,
+# by 4, 2 and 1: the third client has to leave it, for a total of 5 + 3 + 1. One more place there is worth 1.
+SCORES = [[5.0, 1.0], [3.0, 1.0], [2.0, 1.0]]
+BY_HAND = AssignmentProblem(SCORES, 1, min_experts=1, load_max=2)
+BEST = Assignment.from_pairs([0, 1, 2], [0, 0, 1], (3, 2))
+
+
+def test_by_hand_example_is_certified():
+    proof = certify(BY_HAND, BEST, [1.0, 0.0])
+    assert proof.objective == 9.0
+    assert proof.bound == 9.0
+    assert proof.gap == 0.0
+    assert proof.violations == ()
+    assert proof.optimal
+
+
+@given(problem=tiny_problems(), prices=st.lists(st.floats(-3, 3), min_size=4, max_size=4))
+def test_dual_bound_is_never_below_the_optimum(problem, prices):
+    optimum = brute_force(problem)
+    if optimum is not None:
+        assert dual_bound(problem, prices[: problem.n_experts]) >= optimum - TOLERANCE
+
+
+@given(problem=tiny_problems())
+def test_objective_and_violations_match_plain_counting(problem):
+    """Over all assignments that keep the clients' bounds, only the load bounds may be reported."""
+    values, loads, choices = enumerate_assignments(problem)
+    for at in range(0, len(values), max(1, len(values) // 7)):
+        picks = np.unravel_index(at, [len(options) for options in choices])
+        chosen = [options[int(k)] for options, k in zip(choices, picks, strict=True)]
+        pairs = [(i, j) for i, subset in enumerate(chosen) for j in subset]
+        clients, experts = np.array(pairs, dtype=int).reshape(-1, 2).T
+        assignment = Assignment.from_pairs(clients, experts, problem.shape)
+        assert objective(problem, assignment) == pytest.approx(values[at], abs=TOLERANCE)
+        np.testing.assert_array_equal(assignment.loads, loads[at])
+        found = {(v.constraint, v.position[0]) for v in violations(problem, assignment)}
+        expected = {("load_max", j) for j in np.flatnonzero(loads[at] > problem.load_max)}
+        expected |= {("load_min", j) for j in np.flatnonzero(loads[at] < problem.load_min)}
+        assert found == expected
+
+
+@pytest.mark.parametrize("prices", [[0.0, 0.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 1.0], [40.0, 0.0]])
+def test_wrong_prices_give_a_weaker_bound_and_no_proof(prices):
+    proof = certify(BY_HAND, BEST, prices)
+    assert proof.bound > 9.0
+    assert proof.gap == pytest.approx((proof.bound - 9.0) / 9.0)
+    assert not proof.optimal
+
+
+def test_without_prices_nothing_is_proved():
+    proof = certify(BY_HAND, BEST)
+    assert proof.feasible
+    assert proof.bound is None
+    assert proof.gap is None
+    assert not proof.optimal
+
+
+@pytest.mark.parametrize("prices", [[1.0], [1.0, np.nan], [np.inf, 0.0]])
+def test_prices_that_are_none_are_refused(prices):
+    with pytest.raises(InputError, match="prices"):
+        dual_bound(BY_HAND, prices)
+
+
+def test_worse_assignment_is_not_optimal():
+    worse = Assignment.from_pairs([0, 1, 2], [0, 1, 0], (3, 2))
+    proof = certify(BY_HAND, worse, [1.0, 0.0])
+    assert proof.objective == 8.0
+    assert proof.gap == pytest.approx(1 / 8)
+    assert proof.feasible
+    assert not proof.optimal
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([(0, 0), (0, 1), (1, 0), (2, 1)], Violation("capacity", (0,), 2, 1)),
+        ([(0, 0), (1, 0)], Violation("min_experts", (2,), 0, 1)),
+        ([(0, 0), (1, 0), (2, 0)], Violation("load_max", (0,), 3, 2)),
+    ],
+)
+def test_each_broken_constraint_is_found(pairs, expected):
+    clients, experts = zip(*pairs, strict=True)
+    proof = certify(BY_HAND, Assignment.from_pairs(clients, experts, (3, 2)), [1.0, 0.0])
+    assert expected in proof.violations
+    assert not proof.feasible
+    assert not proof.optimal
+    assert str(expected.limit) in str(expected)
+
+
+def test_broken_load_min_and_eligibility_are_found():
+    problem = BY_HAND.replace(load_min=[0, 2], eligible=[[True, True], [False, True], [True, True]])
+    found = violations(problem, BEST)
+    assert Violation("load_min", (1,), 1, 2) in found
+    assert Violation("eligible", (1, 0), 1, 0) in found
+    assert [str(v) for v in found] == ["1 is below load_min[1] = 2", "pair (1, 0) is assigned but not eligible"]
+
+
+def test_more_demanded_than_eligible_has_a_bound_of_minus_infinity():
+    problem = BY_HAND.replace(eligible=[[True, True], [False, False], [True, True]])
+    assert dual_bound(problem, [0.0, 0.0]) == -np.inf
+
+
+def tampered(answer: Schedule, **changes: object) -> Schedule:
+    return dataclasses.replace(answer, **changes)
+
+
+def test_verify_finds_a_tampered_schedule():
+    answer = solve(clustered(30, 4))
+    assert answer.verify().optimal
+    mask = answer.assignment.toarray()
+    client = int(np.flatnonzero(mask.any(axis=1) & ~mask.all(axis=1))[0])
+    swapped = mask.copy()
+    swapped[client, int(np.argmax(mask[client]))] = False
+    swapped[client, int(np.argmin(mask[client]))] = True
+    after = tampered(answer, pairs=Assignment.from_mask(swapped)).verify()
+    assert after.objective != pytest.approx(answer.objective)
+    assert not after.optimal
+    dropped = mask.copy()
+    dropped[client] = False
+    assert not tampered(answer, pairs=Assignment.from_mask(dropped)).verify().feasible
+    assert not tampered(answer, prices=answer.prices + 0.5).verify().optimal
+    assert not tampered(answer, prices=-answer.prices).verify().optimal
+    assert tampered(answer, prices=None).verify().bound is None
+    assert not tampered(answer, prices=None).verify().optimal
+
+
+def test_verify_does_not_believe_a_tampered_objective():
+    answer = solve(clustered(30, 4))
+    boast = dataclasses.replace(answer.certificate, objective=1e6, bound=1e6, gap=0.0)
+    assert tampered(answer, certificate=boast).verify().objective == answer.objective
+
+
+def test_bound_is_the_same_however_the_clients_are_cut_into_blocks(monkeypatch):
+    problem = clustered(50, 4)
+    prices = solve(problem).prices
+    whole = dual_bound(problem, prices)
+    monkeypatch.setattr("fedmoe_sched.problem._BLOCK_CELLS", 28)
+    assert len(list(problem.blocks())) == 8
+    assert dual_bound(problem, prices) == pytest.approx(whole, rel=1e-12)
