@@ -148,6 +148,9 @@ def compare(
     if repeat < 1:
         msg = f"repeat = {repeat}: must be >= 1"
         raise InputError(msg)
+    if kill_after is not None and not kill_after > 0:
+        msg = f"kill_after = {kill_after}: must be a number of seconds > 0, or None"
+        raise InputError(msg)
     if kill_after is None and limits.time is not None:
         kill_after = 2 * limits.time * repeat + 20
     backends = [_Backend.of(solver) for solver in (_available() if solvers is None else solvers)]

@@ -42,8 +42,9 @@ class Needs(Greedy):
 class Hungry(Greedy):
     name = "hungry"
     def run(self, model, limits):
-        self.memory = bytearray(200_000_000)
+        held = bytearray(200_000_000)
         super().run(model, limits)
+        del held
 '''
 
 
@@ -69,7 +70,9 @@ class TestCompare:
         assert rows["flow-ortools"].gap == pytest.approx(0, abs=1e-9)
         heuristic = rows["greedy-global"]
         assert heuristic.bound == pytest.approx(exact.objective, rel=1e-9)
-        assert heuristic.gap == pytest.approx((exact.objective - heuristic.objective) / exact.objective, abs=1e-9)
+        assert heuristic.gap == pytest.approx(
+            (exact.objective - heuristic.objective) / heuristic.objective, abs=1e-9
+        )
         assert rows["greedy"].violations == len(solve(problem, "greedy").violations) > 0
         assert rows["greedy"].gap is None
         assert not rows["greedy"].usable
@@ -91,7 +94,7 @@ class TestCompare:
         assert rows[0].objective == 3
 
     def test_instances_are_taken_as_backends(self):
-        [row] = compare({"p": clustered(10, 2)}, [Greedy()])
+        [row] = compare({"p": clustered(50, 5)}, [Greedy()])
         assert (row.solver, row.status) == ("Greedy()", "violated")
 
     def test_rows_come_one_by_one(self):
@@ -108,6 +111,8 @@ class TestCompare:
     def test_options_out_of_range(self):
         with pytest.raises(InputError, match="repeat = 0"):
             compare(clustered(5, 2), ["greedy"], repeat=0)
+        with pytest.raises(InputError, match="kill_after = 0"):
+            compare(clustered(5, 2), ["greedy"], kill_after=0)
         with pytest.raises(InputError, match="solver = 'nope'"):
             compare(clustered(5, 2), ["nope"])
 
