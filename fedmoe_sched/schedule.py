@@ -124,7 +124,8 @@ def schedule(
     eligible : array_like of bool, shape (n, m), optional
         Pairs that are possible at all; None is all of them.
     load_min, load_max : int or array_like of int, shape (m,), optional
-        Hard bounds on the clients per expert; what is given here replaces the bound that `balance` sets.
+        Hard bounds on the clients per expert; what is given here replaces the bound that `balance` sets. A
+        Series is aligned by label.
     balance : float or None, default 0.25
         Keep every load within this tolerance of the mean load. Where that is impossible, or clashes with a hard
         bound, it is widened by the fewest places, listed in ``Schedule.relaxed``. None sets no such bounds.
@@ -171,8 +172,8 @@ def schedule(
         client_labels=bare.rows,
         expert_labels=bare.columns,
     )
-    low = None if load_min is None else as_counts("load_min", load_min, m, "one per expert")
-    high = None if load_max is None else as_counts("load_max", load_max, m, "one per expert")
+    low = _load_bound("load_min", load_min, bare.columns, m)
+    high = _load_bound("load_max", load_max, bare.columns, m)
     problem, relaxed = _bounded(problem, low, high, balance, problem.slots if fill else 0)
     answer = solve(
         problem,
@@ -192,6 +193,10 @@ def _refuse_bad_options(fitness_weight: float, usage_weight: float, balance: flo
     if balance is not None and not (balance >= 0 and np.isfinite(balance)):
         msg = f"balance = {balance}: must be finite and >= 0, or None"
         raise InputError(msg)
+
+
+def _load_bound(name: str, value: Any, experts: tuple[Hashable, ...] | None, size: int) -> IntArray | None:
+    return None if value is None else as_counts(name, _aligned(name, value, experts), size, "one per expert")
 
 
 def _bounded(

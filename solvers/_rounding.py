@@ -29,7 +29,7 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     """
     largest = float(max(abs(problem.desirability.max()), abs(problem.desirability.min())))
     if largest == 0:
-        return np.zeros(problem.shape, dtype=np.int64), 1.0
+        return np.zeros(problem.shape, dtype=np.int64), 0.0
     # Not times COST_SCALE / largest, which overflows for the tiniest scores.
     scores = problem.desirability.astype(np.float64) / largest * COST_SCALE
     return np.rint(scores).astype(np.int64), largest / COST_SCALE

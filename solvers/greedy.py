@@ -28,7 +28,7 @@ class Greedy(Solver[_Model]):
     The alignment rule of Chen et al. 2025 (arXiv 2507.05685): candidate experts by capacity, ranked by
     desirability, the top ones up to what the client can handle. Clients do not see one another, so they may all
     crowd onto the same expert. Without load bounds the answer is optimal, and proved so. Ties go to the lower
-    expert number.
+    expert number. Cannot be interrupted.
     """
 
     name: ClassVar[str] = "greedy"
