@@ -105,7 +105,7 @@ def schedule(
     solver: str | Solver[Any] = "auto",
     time_limit: float | None = None,
     seed: int = 0,
-    warm_start: Schedule | None = None,
+    warm_start: Schedule | npt.ArrayLike | None = None,
     certify: bool = False,
 ) -> Schedule:
     """Decide which client trains which experts this round.
@@ -138,8 +138,8 @@ def schedule(
         Wall seconds for the solver.
     seed : int, default 0
         Seed of everything random in a backend.
-    warm_start : Schedule, optional
-        Last round's schedule, to start from its prices.
+    warm_start : Schedule or array_like of shape (m,), optional
+        Last round's schedule, or its prices, to start from.
     certify : bool, default False
         Give heuristics a bound too, at the cost of an exact solve.
 
@@ -157,7 +157,7 @@ def schedule(
     --------
     >>> answer = schedule([[0.9, 0.1], [0.8, 0.3], [0.7, 0.6], [0.6, 0.1]], usage=[1, 1], capacity=1)
     >>> answer.loads.tolist(), str(answer.status)
-    ([2, 2], 'optimal')
+    ([3, 1], 'optimal')
     """
     _refuse_bad_options(fitness_weight, usage_weight, balance)
     bare = split_labels(fitness)

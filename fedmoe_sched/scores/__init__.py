@@ -1,0 +1,40 @@
+"""The three living quantities of the scheduler: fitness, usage and capacity; arrays in, arrays out."""
+
+from fedmoe_sched.scores.capacity import (
+    CapacityProfile,
+    ExpertCost,
+    capacity_and_eligibility,
+    corrected_speed,
+    estimate_profile,
+    profile_table,
+    round_seconds,
+)
+from fedmoe_sched.scores.fitness import (
+    FitnessOptions,
+    FitnessScores,
+    accuracy_reward,
+    flux_reward,
+    loss_reward,
+    oort_reward,
+    router_frequency_reward,
+)
+from fedmoe_sched.scores.usage import UsageOptions, UsageScores
+
+__all__ = [
+    "CapacityProfile",
+    "ExpertCost",
+    "FitnessOptions",
+    "FitnessScores",
+    "UsageOptions",
+    "UsageScores",
+    "accuracy_reward",
+    "capacity_and_eligibility",
+    "corrected_speed",
+    "estimate_profile",
+    "flux_reward",
+    "loss_reward",
+    "oort_reward",
+    "profile_table",
+    "round_seconds",
+    "router_frequency_reward",
+]
