@@ -17,28 +17,37 @@ from fedmoe_sched.errors import (
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
 from fedmoe_sched.result import Conflict, Relaxation, Schedule, Status, StopReason
+from fedmoe_sched.rounds import RoundRecord
 from fedmoe_sched.schedule import schedule
+from fedmoe_sched.scheduler import Scheduler
+from fedmoe_sched.scores import CapacityProfile, ExpertCost, FitnessOptions, UsageOptions
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Capability, Limits, Solver
 
 __all__ = [
     "AssignmentProblem",
     "Capability",
+    "CapacityProfile",
     "Certificate",
     "Conflict",
+    "ExpertCost",
+    "FitnessOptions",
     "InfeasibleError",
     "InputError",
     "Limits",
     "MissingDependencyError",
     "NoAssignmentError",
     "Relaxation",
+    "RoundRecord",
     "Schedule",
+    "Scheduler",
     "Solver",
     "SolverEntry",
     "StateFileError",
     "Status",
     "StopReason",
     "UnsupportedProblemError",
+    "UsageOptions",
     "Violation",
     "__version__",
     "certify",

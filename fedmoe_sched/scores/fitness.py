@@ -163,7 +163,7 @@ class FitnessScores:
         """Return the bare fitness of some clients, shape (k, m), a copy; -1 is a client not known yet."""
         rows = np.asarray(clients, dtype=np.int64)
         if not len(self):
-            return np.tile(self.prior, (len(rows), 1))
+            return np.broadcast_to(self.prior, (len(rows), len(self.prior))).copy()
         values = self._values.rows[rows]
         values[rows < 0] = self.prior
         return values

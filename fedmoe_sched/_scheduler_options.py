@@ -1,0 +1,187 @@
+"""The options of a scheduler, checked at once, and their way into JSON values and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedmoe_sched._arrays import as_counts
+from fedmoe_sched._clients import CapacityRules
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.registry import solver_class
+from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
+from fedmoe_sched.scores.fitness import FitnessOptions
+from fedmoe_sched.scores.usage import UsageOptions
+from fedmoe_sched.solver import Limits, Solver
+
+__all__ = ["SchedulerOptions"]
+
+OptionsT = TypeVar("OptionsT")
+
+_TO_SCHEDULE = (
+    "fitness_weight",
+    "usage_weight",
+    "balance",
+    "load_min",
+    "load_max",
+    "fill",
+    "solver",
+    "time_limit",
+    "certify",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SchedulerOptions:
+    """What the constructor of `fedmoe_sched.Scheduler` takes, without the experts; documented there.
+
+    Raises
+    ------
+    InputError
+        A wrong option; the message names it.
+    """
+
+    n_experts: int
+    default_capacity: Any
+    expert_cost: Any
+    default_profile: Any
+    deadline: float | None
+    correction_rate: float
+    fitness: Any
+    usage: Any
+    seed: int
+    fitness_weight: float
+    usage_weight: float
+    balance: float | None
+    load_min: Any
+    load_max: Any
+    fill: bool
+    solver: Any
+    time_limit: float | None
+    certify: bool
+
+    def __post_init__(self) -> None:
+        m = self.n_experts
+        plain: dict[str, Any] = {
+            "default_capacity": int(as_counts("default_capacity", self.default_capacity, 1, "one number")[0]),
+            "expert_cost": _made("expert_cost", ExpertCost, self.expert_cost),
+            "default_profile": _made("default_profile", CapacityProfile, self.default_profile),
+            "fitness": _made("fitness", FitnessOptions, self.fitness) or FitnessOptions(),
+            "usage": _made("usage", UsageOptions, self.usage) or UsageOptions(),
+            "fill": bool(self.fill),
+            "certify": bool(self.certify),
+            "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
+        }
+        for name in ("load_min", "load_max"):
+            bound = getattr(self, name)
+            if bound is not None:
+                plain[name] = as_counts(name, bound, m, "one per expert")
+        for name in ("fitness_weight", "usage_weight", "balance", "deadline", "correction_rate", "time_limit"):
+            plain[name] = _real(name, getattr(self, name), optional=name in ("balance", "deadline", "time_limit"))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        self._refuse_bad_values()
+
+    def _refuse_bad_values(self) -> None:
+        """Refuse now what `plan` would refuse only in the first round."""
+        Limits(time=self.time_limit, seed=self.seed)
+        if isinstance(self.solver, str) and self.solver != "auto":
+            solver_class(self.solver)
+        if not 0 < self.correction_rate <= 1:
+            msg = f"correction_rate = {self.correction_rate}: must be > 0 and <= 1"
+            raise InputError(msg)
+        if self.balance is not None and self.balance < 0:
+            msg = f"balance = {self.balance}: must be >= 0, or None"
+            raise InputError(msg)
+        if self.deadline is not None and not self.deadline > 0:
+            msg = f"deadline = {self.deadline}: must be > 0 seconds, or None"
+            raise InputError(msg)
+        if self.expert_cost is not None:
+            self.expert_cost.bytes_of(self.n_experts)  # refuses sizes of another number of experts
+        elif self.default_profile is not None or self.deadline is not None:
+            name = "deadline" if self.default_profile is None else "default_profile"
+            msg = f"{name}: needs expert_cost, to become a number of experts"
+            raise InputError(msg)
+
+    @property
+    def rules(self) -> CapacityRules:
+        """What turns profiles into capacities."""
+        return CapacityRules(self.default_capacity, self.expert_cost, self.default_profile, self.deadline)
+
+    @property
+    def expert_compute(self) -> Any:
+        """Relative compute of each expert, shape (m,), or None where nothing is known."""
+        return None if self.expert_cost is None else self.expert_cost.compute_of(self.n_experts)
+
+    def schedule_arguments(self) -> dict[str, Any]:
+        """Return those that go to `fedmoe_sched.schedule`."""
+        return {name: getattr(self, name) for name in _TO_SCHEDULE}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return all as JSON values that the constructor takes.
+
+        Raises
+        ------
+        InputError
+            The solver is an instance that cannot be made again from plain values.
+        """
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        del plain["n_experts"]
+        for name in ("load_min", "load_max"):
+            plain[name] = None if plain[name] is None else plain[name].tolist()
+        for name in ("expert_cost", "default_profile", "fitness", "usage"):
+            plain[name] = None if plain[name] is None else asdict(plain[name])
+        plain["solver"] = _solver_to_plain(self.solver)
+        return plain
+
+
+def _real(name: str, value: Any, *, optional: bool) -> float | None:
+    if optional and value is None:
+        return None
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
+        msg = f"{name} = {value!r}: must be a finite number" + (", or None" if optional else "")
+        raise InputError(msg)
+    return float(value)
+
+
+def _made(name: str, cls: type[OptionsT], value: OptionsT | Mapping[str, Any] | None) -> OptionsT | None:
+    """Take options as they are, or make them of a mapping of their fields."""
+    if value is None or isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        msg = f"{name} = {value!r}: must be a {cls.__name__} or a mapping of its fields"
+        raise InputError(msg)
+    try:
+        return cls(**value)
+    except TypeError as error:
+        msg = f"{name}: {error}"
+        raise InputError(msg) from error
+
+
+def _solver_to_plain(solver: str | Solver[Any]) -> Any:
+    """Return a solver as JSON values: its name, with the options of an instance."""
+    if isinstance(solver, str):
+        return solver
+    options = {key: value for key, value in vars(solver).items() if not key.startswith("_")}
+    try:
+        known = solver_class(solver.name) is type(solver)
+        json.dumps(options)
+    except (InputError, TypeError, ValueError):
+        known = False
+    if not known:
+        msg = f"solver = {solver!r}: cannot be stored; use a registered backend with plain options, or its name"
+        raise InputError(msg)
+    return {"name": solver.name, "options": options}
+
+
+def _solver_from_plain(plain: Mapping[str, Any]) -> Solver[Any]:
+    try:
+        return solver_class(plain["name"])(**plain["options"])
+    except (KeyError, TypeError) as error:
+        msg = f"solver = {plain!r}: must be a name, a Solver, or its name and options ({error})"
+        raise InputError(msg) from error

@@ -1,0 +1,537 @@
+"""The stateful round loop around ``schedule()``: plan, report, close the round; save and load."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._clients import ClientTable, ClientUpdate, as_client_update, as_client_updates
+from fedmoe_sched._files import PathLike, read_archive, write_archive
+from fedmoe_sched._names import ExpertNames, check_names
+from fedmoe_sched._scheduler_options import SchedulerOptions
+from fedmoe_sched._scheduler_state import (
+    pack_state,
+    state_header,
+    stored_experts,
+    unpack_state,
+)
+from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.metrics import jain_index
+from fedmoe_sched.result import Schedule
+from fedmoe_sched.rounds import ClientReport, LabelledMatrix, OpenRound, RoundRecord, labelled_answer, plan_summary
+from fedmoe_sched.schedule import schedule
+from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
+from fedmoe_sched.scores.fitness import FitnessOptions, FitnessScores
+from fedmoe_sched.scores.usage import UsageOptions, UsageScores
+from fedmoe_sched.solver import Solver
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """Decides round after round which client trains which experts, and learns from what comes back.
+
+    One round is `plan`, any number of `report`, `close_round`. Every method either does all of its work or raises
+    and leaves the state as it was. Clients are known by name; they may appear, disappear and come back.
+
+    Parameters
+    ----------
+    experts : int or sequence of hashable
+        m, for experts 0..m-1, or the names of the experts.
+    default_capacity : int, default 1
+        Experts per round of a client with neither capacity nor profile.
+    expert_cost : ExpertCost or mapping of its fields, optional
+        Sizes and work of the experts; needed for clients with a profile.
+    default_profile : CapacityProfile or mapping of its fields, optional
+        For clients without a profile of their own: together with observed round times it estimates theirs.
+    deadline : float, optional
+        Seconds that a client's round may take, by its profile; None is no limit.
+    correction_rate : float, default 0.3
+        How fast observed round times correct profiles, see `fedmoe_sched.scores.corrected_speed`.
+    fitness : FitnessOptions or mapping of its fields, optional
+    usage : UsageOptions or mapping of its fields, optional
+    seed : int, default 0
+        Of everything random. Each round has its own seed made of this one and the round's number, so that a plan
+        does not depend on how often planning failed before it.
+    fitness_weight, usage_weight, balance, load_min, load_max, fill, solver, time_limit, certify
+        As in `fedmoe_sched.schedule`.
+
+    Raises
+    ------
+    InputError
+        A wrong option; the message names it.
+
+    Examples
+    --------
+    >>> scheduler = Scheduler(2, balance=0)
+    >>> answer = scheduler.plan(["anna", "ben", "carl", "dora"])
+    >>> for client, experts in answer.experts_by_client().items():
+    ...     scheduler.report(client, {expert: (100, 0.5) for expert in experts})
+    >>> record = scheduler.close_round()
+    >>> record.loads, record.failed, scheduler.usage.tolist()
+    ((2, 2), (), [60.0, 60.0])
+    """
+
+    #: What state files and records call this policy.
+    name: ClassVar[str] = "scheduler"
+
+    def __init__(
+        self,
+        experts: int | Iterable[Hashable],
+        *,
+        default_capacity: int = 1,
+        expert_cost: ExpertCost | Mapping[str, Any] | None = None,
+        default_profile: CapacityProfile | Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+        correction_rate: float = 0.3,
+        fitness: FitnessOptions | Mapping[str, Any] | None = None,
+        usage: UsageOptions | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        fitness_weight: float = 1.0,
+        usage_weight: float = 0.1,
+        balance: float | None = 0.25,
+        load_min: Any = None,
+        load_max: Any = None,
+        fill: bool = True,
+        solver: str | Solver[Any] = "auto",
+        time_limit: float | None = None,
+        certify: bool = False,
+    ) -> None:
+        self._experts = ExpertNames(experts)
+        m = len(self._experts.names)
+        self._options = SchedulerOptions(
+            m,
+            default_capacity=default_capacity,
+            expert_cost=expert_cost,
+            default_profile=default_profile,
+            deadline=deadline,
+            correction_rate=correction_rate,
+            fitness=fitness,
+            usage=usage,
+            seed=seed,
+            fitness_weight=fitness_weight,
+            usage_weight=usage_weight,
+            balance=balance,
+            load_min=load_min,
+            load_max=load_max,
+            fill=fill,
+            solver=solver,
+            time_limit=time_limit,
+            certify=certify,
+        )
+        self._fitness = FitnessScores(m, self._options.fitness)
+        self._usage = UsageScores(m, self._options.usage, self._options.expert_compute)
+        self._clients = ClientTable(m)
+        self._round = 0
+        self._prices: FloatArray | None = None
+        self._open: OpenRound | None = None
+
+    @property
+    def experts(self) -> tuple[Hashable, ...]:
+        """Names of the experts, in the order of every array over experts."""
+        return self._experts.names
+
+    @property
+    def seed(self) -> int:
+        """The seed that the seeds of all rounds are made of."""
+        return self._options.seed
+
+    @property
+    def round(self) -> int:
+        """Number of closed rounds."""
+        return self._round
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is planned and not yet closed."""
+        return self._open is not None
+
+    @property
+    def clients(self) -> tuple[Hashable, ...]:
+        """Names of all known clients, in the order in which they appeared."""
+        return tuple(self._clients.names)
+
+    @property
+    def fitness(self) -> FloatArray:
+        """Fitness of all known clients, read-only; shape (n, m), rows as in `clients`."""
+        return self._fitness.values
+
+    @property
+    def usage(self) -> FloatArray:
+        """Usage of the experts, read-only; shape (m,), in samples or compute."""
+        return self._usage.values
+
+    def fitness_of(self, client: Hashable) -> FloatArray:
+        """Return the fitness of one client, shape (m,); a copy."""
+        row: FloatArray = self._fitness.of([self._clients.number(client)])[0]
+        return row
+
+    def speed_correction_of(self, client: Hashable) -> float:
+        """Return observed over estimated round time of one client so far; 1.0 at the start."""
+        return float(self._clients.correction[self._clients.number(client)])
+
+    def add_client(
+        self,
+        name: Hashable,
+        *,
+        capacity: int | None = None,
+        profile: CapacityProfile | None = None,
+        eligible: Iterable[Hashable] | None = None,
+        fitness: Mapping[Hashable, float] | npt.ArrayLike | None = None,
+    ) -> None:
+        """Add a client, or change what is known of one. What is left out stays as it is.
+
+        Parameters
+        ----------
+        name : hashable
+            To be stored in a file it must be text, a number, bool, bytes, None, or a tuple of these.
+        capacity : int, optional
+            The most experts it may train per round. With a profile too, the smaller number holds.
+        profile : CapacityProfile, optional
+            Replaces an earlier one.
+        eligible : iterable of expert names, optional
+            The only experts that it may train.
+        fitness : mapping of expert to float, or array_like of shape (m,), optional
+            Replaces the fitness of the experts that are named.
+
+        Raises
+        ------
+        InputError
+            A wrong argument; nothing was changed.
+        """
+        check_names("name", [name])
+        row = int(self._clients.numbers([name])[0])
+        mask = None if eligible is None else self._experts.mask(f"client {name!r}: eligible", eligible)
+        self._refuse_profile_without_cost(name, profile)
+        count = None if capacity is None else as_client_update("capacity", capacity).capacity
+        values = None
+        if fitness is not None:
+            values = self._experts.values(f"client {name!r}: fitness", fitness, self._fitness.of([row])[0])
+        if row < 0:
+            self._add_new([name])
+            row = len(self._clients) - 1
+        self._clients.apply(row, ClientUpdate(count, profile, mask))
+        if values is not None:
+            self._fitness.put(row, values)
+
+    def plan(
+        self, available_clients: Iterable[Hashable] | Mapping[Hashable, int | CapacityProfile | None]
+    ) -> Schedule:
+        """Decide which of the available clients train which experts, and open the round.
+
+        Parameters
+        ----------
+        available_clients : iterable of hashable, or mapping of hashable to int, CapacityProfile or None
+            Names; those not known yet are added with the prior. The values of a mapping are news of capacity or
+            profile, kept from then on as by `add_client`; None is no news.
+
+        Returns
+        -------
+        Schedule
+            With the names of clients and experts.
+
+        Raises
+        ------
+        InputError
+            No client, a name twice, a wrong value, or a round is open already.
+        InfeasibleError
+            Bounds exclude one another; the message names clients and experts.
+        NoAssignmentError
+            The backend found nothing within its limits.
+        """
+        start = time.perf_counter()
+        if self._open is not None:
+            msg = f"plan: round {self._round + 1} is still open; close_round() or cancel_round() comes first"
+            raise InputError(msg)
+        names = check_names("available_clients", available_clients)
+        if not names:
+            msg = "available_clients: names no client"
+            raise InputError(msg)
+        updates = as_client_updates(names, available_clients)
+        for position, update in updates.items():
+            self._refuse_profile_without_cost(names[position], update.profile)
+        rows = self._clients.numbers(names)
+        capacity, eligible = self._clients.limits(rows, updates, self._options.rules)
+        bare = self._fitness.of(rows)
+        fitness = bare + self._fitness.bonus(rows) if self._fitness.options.exploration else bare
+        answer = self.decide(
+            fitness, self.usage, capacity, eligible, clients=names, seed=self.round_seed(), warm_start=self._prices
+        )
+        answer = labelled_answer(answer, names, self.experts)
+        summary = plan_summary(answer, bare, capacity, eligible)
+        self._learn_clients(names, updates)
+        summary["plan_seconds"] = time.perf_counter() - start
+        self._open = OpenRound.of(self._clients.numbers(names), answer, summary)
+        return answer
+
+    def decide(
+        self,
+        fitness: FloatArray,
+        usage: FloatArray,
+        capacity: IntArray,
+        eligible: BoolArray | None,
+        *,
+        clients: tuple[Hashable, ...],
+        seed: int,
+        warm_start: FloatArray | None,
+    ) -> Schedule:
+        """Make the decision of one round; policies override this and nothing else.
+
+        Parameters
+        ----------
+        fitness : ndarray, shape (k, m)
+            Of the available clients, exploration bonus included.
+        usage : ndarray, shape (m,)
+        capacity : ndarray, shape (k,), int64
+        eligible : ndarray, shape (k, m), bool, or None
+        clients : tuple of hashable
+            Names of the k clients.
+        seed : int
+            Of this round.
+        warm_start : ndarray, shape (m,), or None
+            Prices of the last closed round.
+
+        Returns
+        -------
+        Schedule
+            Of shape (k, m); with the names of `clients` and `experts` as labels.
+        """
+        return schedule(
+            LabelledMatrix(fitness, clients, self.experts),
+            usage,
+            capacity,
+            eligible=eligible,
+            seed=seed,
+            warm_start=warm_start,
+            **self._options.schedule_arguments(),
+        )
+
+    def round_seed(self) -> int:
+        """Return the seed of the round that is open or comes next; >= 0 and < 2**31."""
+        return int(np.random.SeedSequence((self.seed, self._round)).generate_state(1)[0] >> 1)
+
+    def assigned(self) -> dict[Hashable, list[Hashable]]:
+        """Return the experts of each client in the open round, also after `load`.
+
+        Raises
+        ------
+        InputError
+            No round is open.
+        """
+        opened = self._opened_round("assigned")
+        names = self._clients.names
+        return {
+            names[row]: [self.experts[j] for j in opened.experts_at(position)]
+            for position, row in enumerate(opened.clients.tolist())
+        }
+
+    def report(
+        self,
+        client: Hashable,
+        results: Mapping[Any, tuple[float, float]] | None = None,
+        *,
+        seconds: float | None = None,
+        failed: bool = False,
+    ) -> None:
+        """Take in what one client of the open round sent back.
+
+        Parameters
+        ----------
+        client : hashable
+        results : mapping of expert to (samples, reward), optional
+            Feedback on experts that were assigned to the client: samples it trained them on, >= 0, and the
+            reward, finite. An expert that is left out got no feedback: its fitness is left as idle.
+        seconds : float, optional
+            How long the client's round took; corrects its profile.
+        failed : bool, default False
+            The client failed, and has no results. So do clients that never report.
+
+        Raises
+        ------
+        InputError
+            No round is open, the client is unknown, not in this round or reported before, or a value is wrong;
+            the message names it and nothing was changed.
+        """
+        opened = self._opened_round("report")
+        position = opened.position(self._clients.number(client))
+        if position is None:
+            msg = f"client {client!r}: is not part of round {self._round + 1}"
+            raise InputError(msg)
+        if position in opened.reports:
+            msg = f"client {client!r}: has reported already in round {self._round + 1}"
+            raise InputError(msg)
+        assigned = {self.experts[j]: j for j in opened.experts_at(position)}
+        results = {} if results is None else results
+        opened.reports[position] = ClientReport.checked(client, results, assigned, seconds, failed=failed)
+
+    def close_round(self) -> RoundRecord:
+        """End the round: learn fitness, usage and speeds from the reports, and count who did not report as failed.
+
+        Returns
+        -------
+        RoundRecord
+
+        Raises
+        ------
+        InputError
+            No round is open.
+        """
+        opened = self._opened_round("close_round")
+        reports = opened.gathered()
+        m = len(self.experts)
+        work = np.bincount(reports.experts, weights=reports.samples, minlength=m)
+        seconds = np.where(reports.answered, reports.seconds, np.nan)
+        speeds = self._clients.learned_speeds(
+            opened.clients, opened.pairs, seconds, self._options.rules, self._options.correction_rate
+        )
+        trained = reports.answered & (opened.pairs.counts > 0)
+        self._usage.update(work)
+        self._fitness.update(opened.clients[reports.positions], reports.experts, reports.rewards)
+        self._clients.correction[opened.clients] = speeds
+        self._clients.answered[opened.clients[trained]] += 1
+        self._round += 1
+        self._prices, self._open = opened.prices, None
+        return RoundRecord.of(
+            opened,
+            reports,
+            self._clients.names,
+            round=self._round,
+            policy=self.name,
+            usage=tuple(self.usage.tolist()),
+            client_jain=jain_index(self._clients.answered),
+        )
+
+    def cancel_round(self) -> None:
+        """Drop the open round and its reports, as if it had not been planned; new clients stay known.
+
+        Planning the same clients again gives the same plan.
+        """
+        self._opened_round("cancel_round")
+        self._open = None
+
+    # State ---------------------------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's options as plain values; a subclass adds its own.
+
+        Raises
+        ------
+        InputError
+            The solver is an instance that cannot be made again from plain values.
+        """
+        return self._options.to_plain()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state: ``{"arrays": {name: ndarray}, "metadata": {...}}``, the latter JSON values.
+
+        A subclass with state of its own extends this and `load_state_dict`.
+
+        Raises
+        ------
+        InputError
+            The name of a client or expert cannot be stored.
+        """
+        header = state_header(self.name, self.experts, self.options(), self._round)
+        return pack_state(
+            header,
+            clients=self._clients,
+            fitness=self._fitness,
+            usage=self._usage,
+            prices=self._prices,
+            opened=self._open,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned, for the same experts; the options stay those of this object.
+
+        Raises
+        ------
+        InputError
+            The state is of another policy or other experts, or its parts do not fit; nothing was changed.
+        """
+        parts = unpack_state(state, self.name, self.experts, self._fitness.options)
+        self._usage.restore(parts.usage)
+        self._clients, self._fitness = parts.clients, parts.fitness
+        self._round, self._prices, self._open = parts.round, parts.prices, parts.open
+
+    def save(self, path: PathLike) -> None:
+        """Save the whole state, options and an open round included, to one file.
+
+        The file is an .npz archive without pickled objects. It is replaced atomically: after a failure the old
+        one is still there.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        InputError
+            The name of a client or expert cannot be stored.
+        OSError
+            The file cannot be written.
+        """
+        state = self.state_dict()
+        write_archive(path, state["arrays"], state["metadata"])
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Make the scheduler that `save` saved: from here on it plans as the saved one would have.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        Scheduler
+            Of this class. `fedmoe_sched.policies.load_policy` finds the class by itself.
+
+        Raises
+        ------
+        StateFileError
+            The file is corrupted, truncated, of another version or of another policy.
+        OSError
+            There is no such file.
+        """
+        arrays, metadata = read_archive(path)
+        try:
+            loaded = cls(stored_experts(metadata, cls.name), **metadata["options"])
+            loaded.load_state_dict({"arrays": arrays, "metadata": metadata})
+        except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            msg = f"{os.fspath(path)}: not a state that {cls.__name__} can load: {reason}"
+            raise StateFileError(msg) from error
+        return loaded
+
+    # Private parts ---------------------------------------------------------------------------------------------
+
+    def _opened_round(self, method: str) -> OpenRound:
+        if self._open is None:
+            msg = f"{method}: no round is open; plan() comes first"
+            raise InputError(msg)
+        return self._open
+
+    def _refuse_profile_without_cost(self, name: Hashable, profile: CapacityProfile | None) -> None:
+        if profile is not None and self._options.expert_cost is None:
+            msg = f"client {name!r}: profile: the scheduler needs expert_cost to use it"
+            raise InputError(msg)
+
+    def _add_new(self, names: list[Hashable]) -> None:
+        self._fitness.add(len(names))
+        self._clients.add(names)
+
+    def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:
+        """Take in the new names and the news of a plan that succeeded."""
+        rows = self._clients.numbers(names)
+        self._add_new([names[position] for position in np.flatnonzero(rows < 0).tolist()])
+        if updates:
+            rows = self._clients.numbers(names)
+            for position, update in updates.items():
+                self._clients.apply(int(rows[position]), update)
