@@ -73,9 +73,10 @@ def test_dirichlet_keeps_the_least_number_of_samples():
     assert min(map(len, answer.samples)) >= 20
 
 
-def test_domains_have_disjoint_classes_and_neighbouring_clients():
+def test_domains_have_disjoint_classes_and_equal_numbers_of_clients():
     answer = split(split="domains", count=20, domains=5)
-    assert answer.groups.tolist() == np.repeat(np.arange(5), 4).tolist()
+    assert np.bincount(answer.groups).tolist() == [4] * 5
+    assert answer.groups.tolist() != sorted(answer.groups)
     classes = [set(np.flatnonzero(answer.counts[answer.groups == d].sum(axis=0))) for d in range(5)]
     assert all(len(c) == 2 for c in classes)
     assert set.union(*classes) == set(range(10))

@@ -130,12 +130,13 @@ def split_by_domain(
     -------
     parts : list of ndarray
     groups : ndarray, shape (n,), int64
-        Domain of every client; neighbours in number share a domain.
+        Domain of every client: groups of nearly equal size, spread over the client numbers at random, so that no
+        policy can hit upon them by going through the clients in order.
     """
     if not 1 <= domains <= min(n_classes, n_clients):
         msg = f"clients.domains = {domains}: must be from 1 to {min(n_classes, n_clients)} (classes, clients)"
         raise InputError(msg)
-    groups = (np.arange(n_clients) * domains // n_clients).astype(np.int64)
+    groups = rng.permutation(np.arange(n_clients, dtype=np.int64) % domains)
     domain_of_class = np.empty(n_classes, dtype=np.int64)
     domain_of_class[rng.permutation(n_classes)] = np.arange(n_classes) % domains
     holders = [np.flatnonzero(groups == domain_of_class[label]).tolist() for label in range(n_classes)]
