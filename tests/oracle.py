@@ -94,35 +94,63 @@ def assert_prices_prove(problem: AssignmentProblem, mask: npt.NDArray[np.bool_],
             assert held.min() >= -tol, f"client {i} would take one less"
 
 
+_SHAPES = [(1, 1), (4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 2), (4, 1), (1, 4)]
+
+
+def contended(seed: int) -> AssignmentProblem:
+    """Make a random tiny problem whose load bounds bite, and a few of which nothing satisfies."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(3, 5), rng.integers(2, 5)
+    scores = rng.random((n, m)) + rng.random(m) - rng.choice([0.0, 0.6])
+    if rng.random() < 0.4:
+        scores = np.round(2 * scores)
+    eligible = rng.random((n, m)) < 0.8 if rng.random() < 0.4 else None
+    slots = np.minimum(rng.integers(1, m + 1, n), m if eligible is None else eligible.sum(axis=1))
+    mean = slots.sum() / m
+    load_max = np.maximum(1, np.rint(mean * rng.uniform(0.8, 1.5, m)).astype(int))
+    return AssignmentProblem(
+        scores,
+        slots,
+        min_experts=slots * rng.integers(0, 2),
+        load_min=np.minimum(load_max, (mean * rng.uniform(0, 0.9, m)).astype(int)),
+        load_max=load_max,
+        eligible=eligible,
+    )
+
+
 @st.composite
 def tiny_problems(draw: st.DrawFn, *, bounded: bool = True) -> AssignmentProblem:
     """Draw problems small enough to enumerate: ties, negative scores, empty capacities, infeasible bounds."""
-    n, m = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    n, m = draw(st.sampled_from(_SHAPES))
     elements = draw(
         st.sampled_from(
             [
+                st.integers(1, 4).map(float),
+                st.floats(0.25, 1, width=32),
                 st.integers(-2, 3).map(float),
                 st.floats(-2, 2, width=32),
                 st.floats(-1, 1, allow_subnormal=False),
-                st.floats(0.25, 1, width=32),
             ]
         )
     )
     dtype = draw(st.sampled_from([np.float64, np.float32]))
     scores = np.array(draw(st.lists(elements, min_size=n * m, max_size=n * m))).reshape(n, m).astype(dtype)
-    eligible = draw(st.none() | hnp.arrays(np.bool_, (n, m)))
+    eligible = draw(st.none() | hnp.arrays(np.bool_, (n, m), elements=st.booleans(), fill=st.nothing()))
     capacity = draw(hnp.arrays(np.int64, n, elements=st.integers(0, m + 1), fill=st.nothing()))
     open_ = np.full(n, m) if eligible is None else eligible.sum(axis=1)
-    least = draw(st.sampled_from(["none", "fill", "some"]))
+    least = draw(st.sampled_from(["none", "some", "fill"]))
     if least == "some":
         wish = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 2), fill=st.nothing()))
         min_experts = np.minimum(wish, capacity)
     else:
         min_experts = np.minimum(capacity, open_) if least == "fill" else np.zeros(n, dtype=np.int64)
     bounds: dict[str, Any] = {}
-    if bounded and draw(st.booleans()):
-        bounds["load_max"] = draw(hnp.arrays(np.int64, m, elements=st.integers(0, n + 1), fill=st.nothing()))
-    if bounded and draw(st.booleans()):
+    sides = draw(st.sampled_from(["max", "both", "min", "none"])) if bounded else "none"
+    if sides in {"max", "both"}:
+        lowest = draw(st.sampled_from([1, n // 2, 0]))
+        elements = st.integers(lowest, n + 1)
+        bounds["load_max"] = draw(hnp.arrays(np.int64, m, elements=elements, fill=st.nothing()))
+    if sides in {"min", "both"}:
         wish = draw(hnp.arrays(np.int64, m, elements=st.integers(0, 2), fill=st.nothing()))
         bounds["load_min"] = np.minimum(wish, bounds.get("load_max", n))
     return AssignmentProblem(scores, capacity, min_experts=min_experts, eligible=eligible, **bounds)

@@ -184,7 +184,7 @@ def test_cbc_that_overruns_its_time_is_stopped(monkeypatch):
         import sys
 
         run = subprocess.run
-        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        command = [sys.executable, "-c", "import time; time.sleep(20)"]
         with monkeypatch.context() as patch:
             patch.setattr(
                 "fedmoe_sched.solvers.ilp_pulp.subprocess.run", lambda _, **options: run(command, **options)
@@ -215,6 +215,16 @@ def test_duals_of_the_linear_program_are_the_prices(monkeypatch):
         assert answer.status is Status.OPTIMAL
         priced += int((answer.prices != 0).any())
     assert priced >= 5
+
+
+def test_duals_of_lower_load_bounds_are_negative_prices(monkeypatch):
+    """Four clients would all take expert 0; the two that lose least must take expert 1, which costs 0.5."""
+    monkeypatch.setattr("fedmoe_sched.solvers.lp_scipy.polished_answer", None)
+    problem = AssignmentProblem([[1.0, 0.8], [1.0, 0.5], [1.0, 0.1], [1.0, 0.0]], 1, load_min=[0, 2])
+    answer = solve(problem, SciPyLP())
+    assert answer.status is Status.OPTIMAL
+    assert answer.prices[0] == 0
+    assert -0.9 <= answer.prices[1] <= -0.5
 
 
 # --- greedy -----------------------------------------------------------------------------------------------------

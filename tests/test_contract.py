@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from hypothesis import given
-from oracle import TOLERANCE, assert_prices_prove, brute_force, clustered, linear_program, tiny_problems
+from oracle import TOLERANCE, assert_prices_prove, brute_force, clustered, contended, linear_program, tiny_problems
 
 from fedmoe_sched import (
     AssignmentProblem,
@@ -83,6 +83,18 @@ def test_exact_backend_agrees_with_brute_force(exact_backend, problem):
         assert_refused(answer)
     else:
         assert_proved(answer, optimum)
+
+
+def test_exact_backend_agrees_with_brute_force_where_load_bounds_bite(exact_backend):
+    """Hypothesis is good at corners; half of these problems cannot give every client its own best choice."""
+    for seed in range(150):
+        problem = contended(seed)
+        optimum = brute_force(problem)
+        answer = solve(problem, exact_backend)
+        if optimum is None:
+            assert_refused(answer)
+        else:
+            assert_proved(answer, optimum)
 
 
 @pytest.mark.parametrize("name", MID_SIZE)

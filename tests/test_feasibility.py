@@ -47,7 +47,7 @@ def test_conflict_is_found_exactly_where_there_is_one(problem):
 def test_starving_experts_are_named():
     eligible = np.ones((10, 4), dtype=bool)
     eligible[3:, [1, 3]] = False
-    problem = AssignmentProblem(np.ones((10, 4)), 1, load_min=[0, 2, 0, 2], eligible=eligible)
+    problem = AssignmentProblem(np.ones((10, 4)), 1, load_min=[1, 2, 1, 2], eligible=eligible)
     conflict = find_conflict(problem)
     assert conflict.kind == "experts starve"
     assert conflict.experts == (1, 3)
