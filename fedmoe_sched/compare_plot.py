@@ -16,6 +16,7 @@ __all__ = ["plot_rows"]
 
 _MARKERS = "oDs^vPX*hp<>"
 _LEAST_GAP = 1e-4  # percent: below it the axis is linear, so that 0 has a place on it
+_MOST_GAP = 1e3  # percent: what is worse is drawn here
 
 
 def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
@@ -86,11 +87,13 @@ def _styles(solvers: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:
     for row in rows:
         if row.gap is not None and row.seconds is not None:
-            axes.plot(row.seconds, max(0.0, 100 * row.gap), linestyle="", markersize=8, **styles[row.solver])
+            percent = min(max(0.0, 100 * row.gap), _MOST_GAP)
+            axes.plot(row.seconds, percent, linestyle="", markersize=8, **styles[row.solver])
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=_LEAST_GAP)
-    axes.set_yticks([0, 1e-3, 1e-2, 0.1, 1, 10, 100], ["0", "0.001", "0.01", "0.1", "1", "10", "100"])
-    axes.set_ylim(-0.5 * _LEAST_GAP, 200)
+    ticks = [0, 1e-3, 1e-2, 0.1, 1, 10, 100, _MOST_GAP]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(-0.5 * _LEAST_GAP, 2.5 * _MOST_GAP)
     axes.set_xlabel("build + solve (s)")
     axes.grid(alpha=0.3)
 
@@ -98,7 +101,7 @@ def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> No
 def _say_missing(axes: Axes, solvers: list[str]) -> None:
     if solvers:
         text = "no answer: " + ", ".join(solvers)
-        axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize="small", wrap=True)
+        axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small", wrap=True)
 
 
 def _strip(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:
