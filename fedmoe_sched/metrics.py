@@ -37,6 +37,8 @@ def load_cv(loads: npt.ArrayLike) -> float:
     0.5
     """
     values = _amounts("loads", loads)
+    # Squares of tiny or huge numbers leave the range of float64; a power of two scales without rounding.
+    values = np.ldexp(values, -np.frexp(values.max())[1])
     mean = float(values.mean())
     return float(values.std()) / mean if mean > 0 else 0.0
 

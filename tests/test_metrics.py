@@ -31,6 +31,11 @@ def test_jain_index():
     assert jain_index([1e200, 1e200]) == 1  # squares would overflow
 
 
+def test_load_cv_does_not_depend_on_the_unit():
+    for unit in (5e-324, 4e-217, 1.0, 3e307):
+        assert load_cv([0.0, unit]) == pytest.approx(1.0)
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
 def test_jain_index_and_cv_say_the_same(amounts):
     # J = 1 / (1 + cv^2)

@@ -1,0 +1,67 @@
+# One command per check; CI runs the same ones. The first call makes .venv and installs, later calls do not.
+#   make demo          train random, greedy and balanced on digits; print the table; figures in demo-output/
+#   make test          the fast test suite, doctests included        (ARGS="-k name" to choose)
+#   make check         lint, types, docs, wheel-test, test
+# PIP_ARGS goes to every pip install. A CPU-only build of torch is a fraction of the default one: to have it, name
+# the index that carries it with PIP_ARGS="--extra-index-url ..." or in pip's own configuration.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+# One process per core is what runs in parallel: threads of the numerical libraries would only get in its way.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test test-slow lint format types docs wheel-test check clean
+
+help:
+	@sed -n '2,4p' Makefile | cut -c3-
+
+.venv/made:
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/made pyproject.toml constraints.txt
+	@echo "installing the package with what training and plots need"
+	@$(INSTALL) --editable '.[train,plot]'
+	@touch $@
+
+.venv/dev: .venv/made pyproject.toml constraints.txt
+	@echo "installing the package with what the checks need"
+	@$(INSTALL) --editable '.[dev,train,plot]'
+	@touch $@ .venv/run
+
+demo: .venv/run
+	@$(BIN)/fedmoe-sched demo --output demo-output
+
+test: .venv/dev
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) --doctest-modules fedmoe_sched tests $(ARGS)
+
+test-slow: .venv/dev
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) -m slow tests $(ARGS)
+
+lint: .venv/dev
+	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+format: .venv/dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+types: .venv/dev
+	@$(BIN)/mypy
+
+docs: .venv/dev
+	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The tests against the built wheel, in an environment and a folder that know nothing of this source tree.
+wheel-test: .venv/dev
+	@.ci/wheel-test "$(BIN)/python" $(JOBS)
+
+check: lint types docs wheel-test test
+
+clean:
+	@rm -rf build dist docs/_build docs/api/generated demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache

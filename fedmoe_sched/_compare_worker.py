@@ -1,0 +1,137 @@
+"""One solve in a process of its own, so that its memory can be measured and its time bounded.
+
+Run as ``python -m fedmoe_sched._compare_worker``; the pickled request comes in on standard input, from the parent
+process alone, and the result goes as JSON to the file that it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmoe_sched.certify import dual_bound
+from fedmoe_sched.instances import clustered, load_problem
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.registry import get_solver, register_solver
+from fedmoe_sched.result import Schedule
+from fedmoe_sched.solve import solve
+from fedmoe_sched.solver import Capability, Limits, Solver
+
+__all__ = ["Request", "peak_memory", "run"]
+
+_STATUS_FILE = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to solve, and how.
+
+    Parameters
+    ----------
+    problem, result : str
+        File to read the problem from, and file to write the result to.
+    solver : str or Solver
+    path : str or None
+        ``"module:Class"`` of a named backend, which the parent may have registered itself.
+    limits : Limits
+    repeat : int
+        Solves to take the median time of.
+    """
+
+    problem: str
+    result: str
+    solver: str | Solver[Any]
+    path: str | None
+    limits: Limits
+    repeat: int
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Solve, and return what the parent needs to know as plain values."""
+    if request.path is not None and isinstance(request.solver, str):
+        register_solver(request.solver, request.path)
+    problem = load_problem(request.problem)
+    backend, _ = get_solver(request.solver, problem)
+    _warm_up(backend)
+    limits = request.limits
+    if Capability.TIME_LIMIT not in backend.capabilities:
+        limits = dataclasses.replace(limits, time=None)  # the parent's clock is the only limit it has
+    answers = [solve(problem, backend, limits=limits) for _ in range(request.repeat)]
+    return _plain(problem, answers) | {"peak_bytes": peak_memory()}
+
+
+def _warm_up(backend: Solver[Any]) -> None:
+    """Solve a tiny problem first: importing an engine is not part of anyone's solve time."""
+    tiny = clustered(6, 3).replace(load_min=0)
+    if backend.supports(tiny) is None:
+        solve(tiny, backend, limits=Limits(time=10.0))
+
+
+def _plain(problem: AssignmentProblem, answers: list[Schedule]) -> dict[str, Any]:
+    last = answers[-1]
+    times = {
+        name: statistics.median(getattr(answer, name) for answer in answers)
+        for name in ("build_seconds", "solve_seconds", "certify_seconds")
+    }
+    return times | {
+        "status": str(last.status),
+        "stop_reason": str(last.stop_reason),
+        "objective": last.objective,
+        "bound": last.bound,
+        # Only prices give a bound that anybody can recompute.
+        "certified_bound": None if last.prices is None else dual_bound(problem, last.prices),
+        "violations": len(last.violations),
+        "message": last.message if last.conflict is None else last.conflict.message,
+    }
+
+
+def peak_memory() -> int | None:
+    """Largest resident set of this process so far, in bytes, plus that of the largest program it ran."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = _own_peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    program = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    # A program starts with the peak of the process that launched it: only what exceeds that is its own.
+    return own + program if program > own else own
+
+
+def _own_peak() -> int | None:
+    """Peak of this process from the kernel's status file; None where there is none.
+
+    ``ru_maxrss`` is inherited from the parent on Linux, which may well be larger than the worker ever gets.
+    """
+    try:
+        lines = _STATUS_FILE.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _main() -> None:
+    request: Request = pickle.load(sys.stdin.buffer)
+    try:
+        result = run(request)
+    except MemoryError:
+        result = {"status": "failed", "message": "out of memory"}
+    except Exception as error:  # whatever an engine throws becomes a row of the comparison
+        result = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+    Path(request.result).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    # Pickled by the parent under the module's real name, not as __main__.Request.
+    from fedmoe_sched._compare_worker import _main as main
+
+    main()

@@ -1,0 +1,323 @@
+"""Compare backends on the same problems: time, certified gap and memory, each solve in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fedmoe_sched._compare_worker import Request
+from fedmoe_sched.certify import relative_gap
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.instances import save_problem
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.registry import solver_class, solvers
+from fedmoe_sched.solver import Limits, Solver
+
+__all__ = ["Row", "compare", "write_csv"]
+
+#: A problem, or a function that makes it when its turn comes, so that large ones need not exist side by side.
+ProblemSource: TypeAlias = AssignmentProblem | Callable[[], AssignmentProblem]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one backend did with one problem.
+
+    Parameters
+    ----------
+    instance : str
+    n_clients, n_experts : int
+    solver : str
+    exact : bool
+        Whether a completed run of this backend is optimal.
+    status : str
+        A `Status`; or ``"refused"`` (the backend does not take this problem), ``"unavailable"`` (a package is
+        missing), ``"killed"`` (over the time limit), ``"failed"`` (an exception, or the process died).
+    stop_reason : str
+    objective : float or None
+    bound : float or None
+        The best bound known for this instance: of all backends' prices where `certify` was asked for, else this
+        backend's own.
+    gap : float or None
+        Of the objective to `bound`; None where there are violations, because it would say nothing.
+    violations : int
+        Broken constraints.
+    build_seconds, solve_seconds, certify_seconds : float or None
+        Wall time, the median over the repeats. The engine was imported and used once before.
+    peak_bytes : int or None
+        Peak resident memory of the process: interpreter, engine and problem included.
+    message : str
+        Why there is no answer, or the backend's own words.
+    """
+
+    instance: str
+    n_clients: int
+    n_experts: int
+    solver: str
+    exact: bool
+    status: str
+    stop_reason: str = ""
+    objective: float | None = None
+    bound: float | None = None
+    gap: float | None = None
+    violations: int = 0
+    build_seconds: float | None = None
+    solve_seconds: float | None = None
+    certify_seconds: float | None = None
+    peak_bytes: int | None = None
+    message: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Build and solve time together."""
+        if self.build_seconds is None or self.solve_seconds is None:
+            return None
+        return self.build_seconds + self.solve_seconds
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is an assignment that keeps every constraint."""
+        return self.objective is not None and not self.violations
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        return dataclasses.asdict(self)
+
+
+def compare(
+    problems: ProblemSource | Mapping[str, ProblemSource] | Iterable[ProblemSource],
+    solvers: Sequence[str | Solver[Any]] | None = None,
+    *,
+    limits: Limits | None = None,
+    certify: bool = True,
+    repeat: int = 1,
+    kill_after: float | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Run backends on problems, one after another, each solve in a process of its own.
+
+    Parameters
+    ----------
+    problems : AssignmentProblem, mapping of name to problem, or iterable of problems
+        A function of no arguments may stand for a problem.
+    solvers : sequence of str or Solver, optional
+        Backends by name or instance; None is every one that is available.
+    limits : Limits, optional
+        ``limits.time`` goes to the backends that can stop themselves.
+    certify : bool, default True
+        Judge every answer, heuristics included, by the best bound that any backend's prices prove; where none of
+        the chosen backends has prices, one more solve by ``"auto"`` provides them.
+    repeat : int, default 1
+        Solves per process; the times are medians.
+    kill_after : float, optional
+        Wall seconds after which a process is killed. None is twice ``limits.time`` per solve plus 20 s for start
+        and certificate; no limit if there is no ``limits.time`` either.
+    on_row : callable, optional
+        Called with each row as soon as it is there, before gaps to other backends' bounds are known.
+
+    Returns
+    -------
+    list of Row
+        Problem by problem, in the order of `solvers`. Refusals, failures and time-outs are rows too.
+
+    Raises
+    ------
+    InputError
+        An unknown backend, or an option out of range.
+
+    Examples
+    --------
+    >>> from fedmoe_sched.instances import clustered
+    >>> rows = compare({"small": clustered(20, 4)}, ["greedy", "flow-ortools"])
+    >>> [(row.solver, row.status) for row in rows]
+    [('greedy', 'violated'), ('flow-ortools', 'optimal')]
+    """
+    limits = limits or Limits()
+    if repeat < 1:
+        msg = f"repeat = {repeat}: must be >= 1"
+        raise InputError(msg)
+    if kill_after is not None and not kill_after > 0:
+        msg = f"kill_after = {kill_after}: must be a number of seconds > 0, or None"
+        raise InputError(msg)
+    if kill_after is None and limits.time is not None:
+        kill_after = 2 * limits.time * repeat + 20
+    backends = [_Backend.of(solver) for solver in (_available() if solvers is None else solvers)]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fedmoe-sched-") as folder:
+        for name, source in _named(problems):
+            problem = source() if callable(source) else source
+            task = _Task(name, problem, Path(folder), limits, repeat, kill_after)
+            rows += _compare_one(task, backends, certify=certify, on_row=on_row)
+    return rows
+
+
+def write_csv(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
+    """Write rows as a table with one column per field of `Row`; None becomes an empty cell."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        writer.writeheader()
+        writer.writerows(row.to_dict() for row in rows)
+
+
+@dataclass(frozen=True)
+class _Backend:
+    solver: str | Solver[Any]
+    cls: type[Solver[Any]] | None = None  # None for "auto": the worker picks
+
+    @classmethod
+    def of(cls, solver: str | Solver[Any]) -> _Backend:
+        if isinstance(solver, Solver):
+            return cls(solver, type(solver))
+        return cls(solver, None if solver == "auto" else solver_class(solver))
+
+    @property
+    def label(self) -> str:
+        return self.solver if isinstance(self.solver, str) else repr(self.solver)
+
+    @property
+    def exact(self) -> bool:
+        return self.cls is None or self.cls.exact
+
+    @property
+    def path(self) -> str | None:
+        """Where the worker finds a named backend, which this process may have registered itself."""
+        if self.cls is None or isinstance(self.solver, Solver):
+            return None
+        return f"{self.cls.__module__}:{self.cls.__qualname__}"
+
+    def refusal(self, problem: AssignmentProblem) -> tuple[str, str] | None:
+        """Return (status, reason) where there is no point in starting a process."""
+        if self.cls is None:
+            return None
+        missing = self.cls.missing()
+        if missing is not None:
+            return "unavailable", missing
+        instance = self.cls() if isinstance(self.solver, str) else self.solver
+        reason = instance.supports(problem)
+        return None if reason is None else ("refused", reason)
+
+
+@dataclass(frozen=True)
+class _Task:
+    instance: str
+    problem: AssignmentProblem
+    folder: Path
+    limits: Limits
+    repeat: int
+    kill_after: float | None
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "problem.npz"
+
+
+def _available() -> list[str]:
+    return [entry.name for entry in solvers() if entry.available is True]
+
+
+def _named(
+    problems: ProblemSource | Mapping[str, ProblemSource] | Iterable[ProblemSource],
+) -> Iterable[tuple[str, ProblemSource]]:
+    if isinstance(problems, AssignmentProblem) or callable(problems):
+        problems = [problems]
+    if isinstance(problems, Mapping):
+        return problems.items()
+    return ((f"problem {number}", problem) for number, problem in enumerate(problems))
+
+
+def _compare_one(
+    task: _Task, backends: list[_Backend], *, certify: bool, on_row: Callable[[Row], None] | None
+) -> list[Row]:
+    # Labels may be anything hashable, and cost no solver any time.
+    save_problem(task.problem.replace(client_labels=None, expert_labels=None), task.file)
+    rows: list[Row] = []
+    bounds: list[float] = []
+    for backend in backends:
+        row, proved = _solve_apart(task, backend)
+        rows.append(row)
+        bounds += [] if proved is None else [proved]
+        if on_row is not None:
+            on_row(row)
+    if not certify:
+        return rows
+    if not bounds and any(row.objective is not None for row in rows):
+        _, proved = _solve_apart(task, _Backend("auto"))
+        bounds += [] if proved is None else [proved]
+    return [_judged(row, min(bounds)) for row in rows] if bounds else rows
+
+
+def _judged(row: Row, bound: float) -> Row:
+    if row.objective is None:
+        return row
+    gap = None if row.violations else relative_gap(bound, row.objective)
+    return dataclasses.replace(row, bound=bound, gap=gap)
+
+
+def _solve_apart(task: _Task, backend: _Backend) -> tuple[Row, float | None]:
+    """Return the row of one backend, and the bound that its prices prove."""
+    row = Row(task.instance, *task.problem.shape, backend.label, backend.exact, "failed")
+    refusal = backend.refusal(task.problem)
+    if refusal is not None:
+        return dataclasses.replace(row, status=refusal[0], message=refusal[1]), None
+    result = _in_process(task, backend)
+    proved = result.pop("certified_bound", None)
+    row = dataclasses.replace(row, **result)
+    return (row if row.bound is None else _judged(row, row.bound)), proved
+
+
+def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
+    """Run the worker and return what it says of its row."""
+    output = task.folder / "result.json"
+    output.unlink(missing_ok=True)
+    request = Request(str(task.file), str(output), backend.solver, backend.path, task.limits, task.repeat)
+    try:
+        code, errors = _run_worker(pickle.dumps(request), task.kill_after)
+    except subprocess.TimeoutExpired:
+        return {"status": "killed", "message": f"killed after {task.kill_after:g} s"}
+    if not output.exists():
+        last = errors.strip().splitlines()[-1:] or [f"ended with exit status {code}"]
+        reason = f"killed by signal {-code}" if code < 0 else last[0]
+        return {"status": "failed", "message": f"the process died: {reason}"}
+    result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    return result
+
+
+def _run_worker(request: bytes, kill_after: float | None) -> tuple[int, str]:
+    """Start the worker in a session of its own, so that engines it starts as programs can be ended with it."""
+    # The worker must find the same modules as this process, installed or not.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedmoe_sched._compare_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(request, timeout=kill_after)
+    except BaseException:
+        _end_session(process)
+        raise
+    return process.returncode, errors.decode(errors="replace")
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself in the meantime
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()

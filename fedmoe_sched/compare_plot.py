@@ -1,0 +1,119 @@
+"""The optimality-versus-speed plot of a comparison; needs matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedmoe_sched.compare import Row
+from fedmoe_sched.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_rows"]
+
+_MARKERS = "oDs^vPX*hp<>"
+_LEAST_GAP = 1e-4  # percent: below it the axis is linear, so that 0 has a place on it
+_MOST_GAP = 1e3  # percent: what is worse is drawn here
+
+
+def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Draw gap (percent, 0 at the bottom) against build and solve time, one panel per instance.
+
+    Answers that break a constraint have no gap: they are hollow, in a strip of their own above the axis. Backends
+    without an answer are named in the panel.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        As `fedmoe_sched.compare.compare` returns them.
+    path : path-like
+        Ends in .svg, .png or .pdf.
+
+    Raises
+    ------
+    InputError
+        No row has a time to draw.
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        msg = "plots need matplotlib: pip install 'fedmoe-sched[plot]'"
+        raise MissingDependencyError(msg) from error
+    drawn = [row for row in rows if row.seconds is not None and row.objective is not None]
+    if not drawn:
+        msg = "rows: none has an answer to draw"
+        raise InputError(msg)
+    styles = _styles([row.solver for row in rows])
+    instances = list(dict.fromkeys(row.instance for row in drawn))
+    figure = Figure(figsize=(1.6 + 3.4 * len(instances), 3.6), layout="constrained")
+    grid = figure.subplots(
+        2,
+        len(instances),
+        squeeze=False,
+        sharex="col",
+        sharey="row",
+        gridspec_kw={"height_ratios": [1, 6], "hspace": 0.02},
+    )
+    for column, instance in enumerate(instances):
+        strip, axes = grid[:, column]
+        here = [row for row in drawn if row.instance == instance]
+        _panel(axes, [row for row in here if not row.violations], styles)
+        _strip(strip, [row for row in here if row.violations], styles)
+        strip.set_title(instance, fontsize="medium")
+        _say_missing(axes, [row.solver for row in rows if row.instance == instance and row not in here])
+    grid[1, 0].set_ylabel("gap to the best bound (%)")
+    grid[0, 0].set_ylabel("breaks\nbounds", rotation=0, ha="right", va="center", fontsize="small")
+    _legend(figure, styles)
+    # The same rows give the same file, byte by byte.
+    metadata = {"Date": None} if str(path).lower().endswith(".svg") else None
+    with mpl.rc_context({"svg.hashsalt": "fedmoe-sched", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=110, metadata=metadata)
+
+
+def _styles(solvers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    names = list(dict.fromkeys(solvers))
+    return {
+        name: {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+        for number, name in enumerate(names)
+    }
+
+
+def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:
+    for row in rows:
+        if row.gap is not None and row.seconds is not None:
+            percent = min(max(0.0, 100 * row.gap), _MOST_GAP)
+            axes.plot(row.seconds, percent, linestyle="", markersize=8, **styles[row.solver])
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=_LEAST_GAP)
+    ticks = [0, 1e-3, 1e-2, 0.1, 1, 10, 100, _MOST_GAP]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(-0.5 * _LEAST_GAP, 2.5 * _MOST_GAP)
+    axes.set_xlabel("build + solve (s)")
+    axes.grid(alpha=0.3)
+
+
+def _say_missing(axes: Axes, solvers: list[str]) -> None:
+    if solvers:
+        text = "no answer: " + ", ".join(solvers)
+        axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small", wrap=True)
+
+
+def _strip(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:
+    for row in rows:
+        axes.plot(row.seconds or 0.0, 0, linestyle="", markersize=8, fillstyle="none", **styles[row.solver])
+    axes.set_yticks([])
+    axes.tick_params(axis="x", length=0, which="both")
+    axes.grid(alpha=0.3)
+
+
+def _legend(figure: Any, styles: dict[str, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], linestyle="", label=name, **style) for name, style in styles.items()]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize="small")

@@ -1,0 +1,219 @@
+"""Local training of one client in one round: its assigned experts, and the shared parts where configured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedmoe_sched._arrays import IntArray
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.federated.aggregate import Update, expert_of
+from fedmoe_sched.federated.config import LocalConfig
+from fedmoe_sched.federated.model import MixtureOfExperts
+from fedmoe_sched.scores import accuracy_reward, loss_reward
+
+__all__ = ["ExpertFeedback", "LocalResult", "expert_feedback", "train_client"]
+
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class ExpertFeedback:
+    """How one expert does on one client's data.
+
+    Parameters
+    ----------
+    samples : float
+        Samples that the client's router sends to the expert (a sum of routing weights).
+    accuracy, loss : float
+        Over those samples, the expert alone: share of right answers, mean cross-entropy in nats.
+    frequency : float
+        Mean probability of the expert in the gate over all experts, 0 to 1.
+    """
+
+    samples: float
+    accuracy: float
+    loss: float
+    frequency: float
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client answers.
+
+    Parameters
+    ----------
+    update : Update
+        For the aggregation.
+    rewards : dict of int to float
+        Reward of every assigned expert, for the scheduler.
+    loss : float
+        Mean training loss over the local steps.
+    seconds : float
+        Wall time.
+    """
+
+    update: Update
+    rewards: dict[int, float]
+    loss: float
+    seconds: float
+
+
+def train_client(
+    model: MixtureOfExperts,
+    state: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    held: Sequence[int],
+    *,
+    config: LocalConfig,
+    client: Hashable,
+    seed: Sequence[int],
+) -> LocalResult:
+    """Train the assigned experts on the client's own samples.
+
+    Parameters
+    ----------
+    model : MixtureOfExperts
+        A workspace; its parameters are overwritten.
+    state : mapping of str to Tensor
+        Global parameters; not changed.
+    images : Tensor, shape (samples, channels, height, width), float32
+    labels : Tensor, shape (samples,), int64
+    held : sequence of int
+        Experts assigned to the client, at least one.
+    config : LocalConfig
+    client : hashable
+        Its name.
+    seed : sequence of int
+        E.g. (run seed, round, client number): the result depends on nothing else.
+
+    Raises
+    ------
+    InputError
+        No experts or no samples.
+    """
+    if not len(held) or not len(labels):
+        msg = f"client {client!r}: has {len(held)} experts and {len(labels)} samples, needs at least one of each"
+        raise InputError(msg)
+    started = time.perf_counter()
+    held = sorted(int(j) for j in held)
+    model.load_parts(state, held)
+    before = expert_feedback(model, images, labels, held)
+    loss = _train(model, images, labels, held, config=config, rng=np.random.default_rng(list(seed)))
+    judged = before if config.reward_at == "before" else expert_feedback(model, images, labels, held)
+    trained = set(held) | ({None} if config.train_extractor or config.train_gate else set())
+    parameters = {
+        name: value.detach().clone() for name, value in model.state_dict().items() if expert_of(name) in trained
+    }
+    update = Update(client, parameters, float(len(labels)), {j: judged[j].samples for j in held})
+    rewards = {j: _reward(config.reward, judged[j]) for j in held}
+    return LocalResult(update, rewards, loss, time.perf_counter() - started)
+
+
+def _train(
+    model: MixtureOfExperts,
+    images: Tensor,
+    labels: Tensor,
+    held: Sequence[int],
+    *,
+    config: LocalConfig,
+    rng: np.random.Generator,
+) -> float:
+    """Run the local epochs of stochastic gradient descent; return the mean loss."""
+    optimizer = _optimizer(model, held, config)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model.train()
+    losses = []
+    for _ in range(config.epochs):
+        order = rng.permutation(len(labels)).astype(np.int64)
+        for batch in _batches(order, config.batch_size):
+            rows = torch.from_numpy(batch).to(labels.device)
+            prediction = model(images[rows], held)
+            loss = functional.nll_loss(prediction.log_probabilities, labels[rows])
+            total = loss - config.routing_weight * prediction.held_log_mass.mean()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return float(np.mean(losses))
+
+
+def _batches(order: IntArray, size: int) -> list[IntArray]:
+    """Cut into batches of nearly equal length, so that no last batch of one sample makes a wild step."""
+    return np.array_split(order, -(-len(order) // size))
+
+
+def _optimizer(model: MixtureOfExperts, held: Sequence[int], config: LocalConfig) -> torch.optim.SGD:
+    # Parts that are not trained are left out, so that weight decay does not touch them either.
+    groups = [{"params": [p for j in held for p in model.experts[str(j)].parameters()]}]
+    if config.train_extractor:
+        groups.append({"params": list(model.extractor.parameters())})
+    if config.train_gate:
+        rate = config.gate_learning_rate or config.learning_rate
+        groups.append({"params": list(model.gate.parameters()), "lr": rate})  # type: ignore[dict-item]
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad = True
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+@torch.no_grad()
+def expert_feedback(
+    model: MixtureOfExperts, images: Tensor, labels: Tensor, held: Sequence[int]
+) -> dict[int, ExpertFeedback]:
+    """Judge every held expert on the samples that the router sends to it.
+
+    Parameters
+    ----------
+    model : MixtureOfExperts
+    images : Tensor, shape (samples, channels, height, width)
+    labels : Tensor, shape (samples,)
+    held : sequence of int
+
+    Returns
+    -------
+    dict of int to ExpertFeedback
+        An expert that gets less than one sample is judged on all of them: a sliver of them says nothing.
+    """
+    model.eval()
+    sums = torch.zeros(4, len(held), dtype=torch.float64)
+    plain = torch.zeros(2, len(held), dtype=torch.float64)
+    for start in range(0, len(labels), _EVALUATION_BATCH):
+        y = labels[start : start + _EVALUATION_BATCH]
+        prediction = model(images[start : start + _EVALUATION_BATCH], held)
+        routing = prediction.routing.double()
+        losses = -prediction.expert_log_probabilities[torch.arange(len(y)), :, y].double()
+        right = (prediction.expert_log_probabilities.argmax(dim=2) == y[:, None]).double()
+        parts = (routing, routing * right, routing * losses, prediction.gate_log.double().exp())
+        sums += torch.stack([part.sum(dim=0) for part in parts]).cpu()
+        plain += torch.stack([right.sum(dim=0), losses.sum(dim=0)]).cpu()
+    n = len(labels)
+    answer = {}
+    for k, j in enumerate(held):
+        samples, right_sum, loss_sum, mass = (float(v) for v in sums[:, k])
+        weight = samples
+        if samples < 1:
+            weight, right_sum, loss_sum = n, float(plain[0, k]), float(plain[1, k])
+        # Rounding of the routing weights may put the sum of all right answers a hair above that of all samples.
+        accuracy = float(accuracy_reward(min(right_sum, weight), weight))
+        answer[int(j)] = ExpertFeedback(samples, accuracy, loss_sum / weight, mass / n)
+    return answer
+
+
+def _reward(kind: str, feedback: ExpertFeedback) -> float:
+    if kind == "accuracy":
+        return feedback.accuracy
+    return float(loss_reward(feedback.loss)) if kind == "loss" else feedback.frequency

@@ -1,0 +1,347 @@
+"""Settings of a training run: checked, with TOML in and out; imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedmoe_sched.errors import InputError
+
+__all__ = ["ClientsConfig", "DataConfig", "LocalConfig", "ModelConfig", "TrainConfig"]
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    """A group of settings: immutable, unknown keys refused, numbers not taken from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class DataConfig(_Section):
+    """What is learnt.
+
+    Parameters
+    ----------
+    name : {"digits", "fashion-mnist", "cifar10"}
+        ``digits`` ships with scikit-learn and needs no file.
+    dir : str, optional
+        Folder of the data files; else the environment variable ``FEDMOE_SCHED_DATA``.
+    download : bool
+        Fetch missing files from the publisher into the folder and check their checksums.
+    train_samples, test_samples : int, optional
+        Use a stratified, seeded part only.
+    """
+
+    name: Literal["digits", "fashion-mnist", "cifar10"] = "digits"
+    dir: str | None = None
+    download: bool = False
+    train_samples: Count | None = None
+    test_samples: Count | None = None
+
+
+class ClientsConfig(_Section):
+    """Who learns, on which part of the data.
+
+    Parameters
+    ----------
+    count : int
+        n, the number of clients.
+    capacity : int or list of int
+        The most experts per client and round; a list is repeated over the clients.
+    split : {"classes", "dirichlet", "iid", "domains"}
+        How the training samples are dealt out, see `fedmoe_sched.federated.partition`.
+    classes_per_client : int
+        For ``classes``.
+    alpha : float
+        Concentration for ``dirichlet``; small is uneven.
+    domains : int
+        For ``domains``: number of client groups with disjoint class sets.
+    min_samples : int
+        The fewest samples of any client.
+    participation : float
+        Share of the clients that is available in a round, 0 to 1; at least one client always is.
+    failure_rate : float
+        Probability that an available client does not answer.
+    """
+
+    count: Count = 20
+    capacity: Count | list[Count] = 2
+    split: Literal["classes", "dirichlet", "iid", "domains"] = "classes"
+    classes_per_client: Count = 2
+    alpha: Positive = 0.3
+    domains: Count = 5
+    min_samples: Count = 8
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    failure_rate: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _capacity_not_empty(self) -> Self:
+        if self.capacity == []:
+            msg = "capacity: the list must not be empty"
+            raise ValueError(msg)
+        return self
+
+    def capacities(self) -> tuple[int, ...]:
+        """Capacity of every client; ``count`` numbers."""
+        values = [self.capacity] if isinstance(self.capacity, int) else self.capacity
+        return tuple(values[i % len(values)] for i in range(self.count))
+
+
+class ModelConfig(_Section):
+    """The global Mixture-of-Experts model, see `fedmoe_sched.federated.model`.
+
+    Parameters
+    ----------
+    experts : int
+        m, the number of experts.
+    channels : list of int
+        Output channels of the shared convolution blocks (each halves height and width).
+    expert_channels : list of int
+        The same for blocks inside every expert; empty makes experts plain heads.
+    expert_hidden : int
+        Width of an expert's hidden layer; 0 for a linear head.
+    pool : int
+        Feature maps are averaged to ``pool x pool`` before heads and gate.
+    routing : {"soft", "top-k"}
+        Mix all held experts, or the `top_k` that the gate ranks highest.
+    top_k : int
+        For ``top-k`` routing.
+    """
+
+    experts: Count = 5
+    channels: Annotated[list[Count], Field(min_length=1)] = [16, 32]
+    expert_channels: list[Count] = []
+    expert_hidden: Annotated[int, Field(ge=0)] = 32
+    pool: Count = 2
+    routing: Literal["soft", "top-k"] = "soft"
+    top_k: Count = 1
+
+    @property
+    def routed(self) -> int | None:
+        """Experts mixed per sample; None for all."""
+        return self.top_k if self.routing == "top-k" else None
+
+
+class LocalConfig(_Section):
+    """Local training of one client in one round, see `fedmoe_sched.federated.client`.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+    learning_rate : float
+        Of stochastic gradient descent.
+    gate_learning_rate : float, optional
+        Of the gate; `learning_rate` by default.
+    momentum, weight_decay : float
+    clip_norm : float
+        Gradients are scaled down to this Euclidean norm; 0 for no clipping.
+    train_extractor, train_gate : bool
+        Whether clients train the shared parts too.
+    routing_weight : float
+        Weight of the routing loss, which teaches the gate over all experts to send this client's samples to
+        the experts it holds; 1.0 is the likelihood of the whole mixture without the experts it does not hold.
+    reward : {"accuracy", "loss", "frequency"}
+        What the client reports per expert, see `fedmoe_sched.scores`.
+    reward_at : {"before", "after"}
+        Whether experts are judged as received (how well the global expert suits this client's data) or after
+        local training (how well it adapts).
+    """
+
+    epochs: Count = 1
+    batch_size: Count = 16
+    learning_rate: Positive = 0.1
+    gate_learning_rate: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: AtLeastZero = 0.0
+    clip_norm: AtLeastZero = 5.0
+    train_extractor: bool = True
+    train_gate: bool = True
+    routing_weight: AtLeastZero = 1.0
+    reward: Literal["accuracy", "loss", "frequency"] = "accuracy"
+    reward_at: Literal["before", "after"] = "before"
+
+
+class TrainConfig(_Section):
+    """All settings of a training run.
+
+    In TOML the sections are tables (``[clients]``); keys may be written with ``-`` or ``_``.
+
+    Parameters
+    ----------
+    policy : str
+        Alignment policy by name, see `fedmoe_sched.policies`.
+    policy_options : dict
+        Keyword arguments of the policy (``balance``, ``usage_weight``, ``solver``, ...). TOML knows no None: the
+        text ``"none"`` stands for it.
+    rounds : int
+    seed : int
+        Of data split, model, client sampling, local training and policy.
+    data : DataConfig
+    clients : ClientsConfig
+    model : ModelConfig
+    local : LocalConfig
+    device : str
+        A torch device.
+    threads : int
+        Threads of torch within one client; 1 keeps results the same on machines of any size.
+    workers : int
+        Clients trained at the same time; does not change results.
+    report_seconds : bool
+        Tell the policy the measured wall time of each client. Off by default: a policy that plans by measured
+        times cannot be replayed exactly.
+    """
+
+    policy: Annotated[str, Field(min_length=1)] = "balanced"
+    policy_options: dict[str, Any] = {}
+    rounds: Count = 40
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataConfig = DataConfig()
+    clients: ClientsConfig = ClientsConfig()
+    model: ModelConfig = ModelConfig()
+    local: LocalConfig = LocalConfig()
+    device: str = "cpu"
+    threads: Count = 1
+    workers: Count = 1
+    report_seconds: bool = False
+
+    @field_validator("policy_options")
+    @classmethod
+    def _none_by_name(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {key: None if value == "none" else value for key, value in options.items()}
+
+    @model_validator(mode="after")
+    def _top_k_within_experts(self) -> Self:
+        if self.model.routing == "top-k" and self.model.top_k > self.model.experts:
+            msg = f"model.top_k = {self.model.top_k}: must be <= model.experts = {self.model.experts}"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
+        """Check nested plain values.
+
+        Parameters
+        ----------
+        values : mapping
+            Nested like the TOML file; keys with ``-`` or ``_``.
+        source : str
+            Where the values come from, for messages.
+
+        Raises
+        ------
+        InputError
+            Names every key and value at fault: ``run.toml: clients.count = -1: ...``.
+        """
+        try:
+            return cls.model_validate(_snake_keys(values, source))
+        except ValidationError as error:
+            raise InputError(_message(source, error, cls)) from None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> TrainConfig:
+        """Read a TOML file.
+
+        Raises
+        ------
+        InputError
+            No such file, not TOML, or a wrong setting.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            msg = f"config file {path}: cannot be read ({error.strerror})"
+            raise InputError(msg) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            msg = f"config file {path}: is not TOML ({error})"
+            raise InputError(msg) from error
+        return cls.from_dict(values, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values with kebab-case keys, without settings that are None."""
+        values: dict[str, Any] = _kebab_keys(self.model_dump(mode="json", exclude_none=True))
+        # Options are keyword arguments of the policy: their own spelling is kept.
+        values["policy-options"] = {k: "none" if v is None else v for k, v in self.policy_options.items()}
+        return values
+
+    def to_toml(self) -> str:
+        """Return the settings as the text of a TOML file that `from_toml` reads back to the same settings."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def updated(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Return a copy with some settings replaced.
+
+        Parameters
+        ----------
+        changes : mapping
+            Dotted key to value, e.g. ``{"clients.count": 50, "policy": "greedy"}``; None resets an optional one.
+
+        Raises
+        ------
+        InputError
+            Unknown key or wrong value.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            *sections, last = key.replace("-", "_").split(".")
+            table = values
+            for section in sections:
+                table = table.setdefault(section, {})
+            table[last] = value
+        return type(self).from_dict(values, source="settings")
+
+
+def _snake_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in answer:
+            msg = f"{source}: {name}: is given twice, as {key!r} and in the other spelling"
+            raise InputError(msg)
+        answer[name] = _snake_keys(value, source) if isinstance(value, Mapping) else value
+    return answer
+
+
+def _kebab_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key.replace("_", "-"): _kebab_keys(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
+
+
+def _message(source: str, error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        # Tags of union branches ("int", "list[...]") are no part of the key.
+        path = [str(part) for part in item["loc"] if not str(part).startswith(("constrained", "list["))]
+        path = [part for part in path if part not in {"int", "str", "float"}]
+        key = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{source}: {key}: unknown setting{_suggestion(path, model)}")
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+            lines.append(f"{source}: {key + '.' if key else ''}{text}")
+        else:
+            lines.append(f"{source}: {key} = {item['input']!r}: {item['msg']}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _suggestion(path: list[str], model: type[BaseModel]) -> str:
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    close = difflib.get_close_matches(path[-1], model.model_fields, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(model.model_fields)})"

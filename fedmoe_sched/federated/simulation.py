@@ -1,0 +1,385 @@
+"""The round loop on one machine: plan, local training, aggregation, report, evaluation.
+
+The loop knows a policy (`fedmoe_sched.policies.Policy`), never a solver. All randomness comes from the seed of the
+run and the number of the round, and checkpoints hold the rest of the state: a run that is killed and resumed gives
+the same metrics, apart from measured times, as one that is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.federated.aggregate import Aggregation, aggregate
+from fedmoe_sched.federated.client import LocalResult, train_client
+from fedmoe_sched.federated.config import TrainConfig
+from fedmoe_sched.federated.data import load_dataset
+from fedmoe_sched.federated.evaluate import Evaluation, evaluate
+from fedmoe_sched.federated.model import MixtureOfExperts, build_model
+from fedmoe_sched.federated.partition import partition
+from fedmoe_sched.federated.runs import Run, RunFolder, read_run
+from fedmoe_sched.policies import Policy, load_policy, make_policy
+
+__all__ = ["Callback", "RunResult", "run_training"]
+
+Record = dict[str, Any]
+Callback = Callable[[Record], None]
+
+# What may differ between a run and its continuation.
+_FREE_SETTINGS = (("rounds",), ("workers",), ("data", "dir"), ("data", "download"))
+
+# Streams of random numbers, by purpose.
+_AVAILABLE, _FAILED, _LOCAL = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Parameters
+    ----------
+    run : Run
+        The run folder, read back.
+    state : dict of str to Tensor
+        Global parameters after the last round, on the CPU.
+    """
+
+    run: Run
+    state: dict[str, Tensor]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """One per round."""
+        return self.run.records
+
+
+def run_training(
+    config: TrainConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
+    """Train a global Mixture-of-Experts model with one policy.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    run_dir : path
+        Folder of the run, see `fedmoe_sched.federated.runs`.
+    resume : bool
+        Go on after the last checkpoint, if there is one. The settings must be those of the run; ``rounds`` may
+        be larger, ``workers`` and where the data lie may differ.
+    callbacks : sequence of callable
+        Called with the record of every round, once it is on disk.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    InputError
+        Wrong settings, a run folder that is in use, or missing data.
+    StateFileError
+        The checkpoint is corrupted.
+    InfeasibleError, NoAssignmentError
+        A round cannot be scheduled; the run can be resumed.
+    """
+    folder = RunFolder(run_dir)
+    with _torch_threads(config.threads):
+        loop = _Loop(config, folder)
+        if resume and folder.config_file.exists():
+            _refuse_other_settings(config, folder)
+            loop.restore()
+            folder.write_config(config.to_toml())
+        else:
+            folder.begin(config.to_toml())
+        loop.write_clients()
+        try:
+            while loop.round < config.rounds:
+                record = loop.next_round()
+                for callback in callbacks:
+                    callback(record)
+        finally:
+            loop.close()
+    return RunResult(read_run(folder.path), {name: value.cpu() for name, value in loop.state.items()})
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _refuse_other_settings(config: TrainConfig, folder: RunFolder) -> None:
+    old, new = TrainConfig.from_toml(folder.config_file).model_dump(), config.model_dump()
+    for settings in (old, new):
+        for *sections, last in _FREE_SETTINGS:
+            table = settings
+            for section in sections:
+                table = table[section]
+            del table[last]
+    different = _first_difference(old, new)
+    if different is not None:
+        key, was, now = different
+        msg = f"run folder {folder.path}: {key} = {now!r}, but the run was started with {was!r}"
+        raise InputError(msg)
+
+
+def _first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found = _first_difference(was, now, f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif was != now:
+            return f"{prefix}{key}", was, now
+    return None
+
+
+class _Loop:
+    """State and steps of one run; `round` is the number of finished rounds."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.device = _device(config.device)
+        settings = config.data
+        self.data = load_dataset(
+            settings.name,
+            settings.dir,
+            download=settings.download,
+            seed=config.seed,
+            train_samples=settings.train_samples,
+            test_samples=settings.test_samples,
+        )
+        self.partition = partition(
+            self.data.train_labels, config.clients, n_classes=self.data.n_classes, seed=config.seed
+        )
+        self.capacity = config.clients.capacities()
+        width = len(str(config.clients.count - 1))
+        self.names = [f"client-{i:0{width}d}" for i in range(config.clients.count)]
+        self.numbers = {name: i for i, name in enumerate(self.names)}
+        self.policy: Policy = make_policy(
+            config.policy, config.model.experts, **{"seed": config.seed, **config.policy_options}
+        )
+        self.model = self._new_model()
+        self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.held: list[list[int]] = [[] for _ in self.names]  # of each client, when it was last planned
+        self.round = 0
+        self._workspace = threading.local()
+        self._pool = ThreadPoolExecutor(
+            config.workers, initializer=torch.set_num_threads, initargs=(config.threads,)
+        )
+
+    def _new_model(self) -> MixtureOfExperts:
+        channels = self.data.train_images.shape[1]
+        model = build_model(self.config.model, channels, self.data.n_classes, seed=self.config.seed)
+        return model.to(self.device)
+
+    def close(self) -> None:
+        """Let go of the worker threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def write_clients(self) -> None:
+        """Write what figures need to know of the clients."""
+        from fedmoe_sched._files import write_archive
+
+        arrays = {
+            "counts": self.partition.counts,
+            "groups": self.partition.groups,
+            "capacity": np.array(self.capacity, dtype=np.int64),
+        }
+        write_archive(self.folder.clients_file, arrays, {"names": self.names})
+
+    # One round -----------------------------------------------------------------------------------------------
+
+    def next_round(self) -> Record:
+        """Run a round and put its record, its arrays and a checkpoint on disk."""
+        number = self.round + 1
+        clock = _Clock()
+        schedule = self.policy.plan({self.names[i]: self.capacity[i] for i in self._available(number)})
+        assigned = {str(name): [int(j) for j in experts] for name, experts in schedule.experts_by_client().items()}  # type: ignore[call-overload]
+        clock.lap("schedule_seconds")
+        failed = self._failed(number)
+        working = [name for name, experts in assigned.items() if experts and self.numbers[name] not in failed]
+        results = self._train(number, working, assigned)
+        clock.lap("train_seconds")
+        combined = aggregate(self.state, [result.update for result in results], assigned=assigned)
+        self.state = combined.state
+        clock.lap("aggregate_seconds")
+        closed = self._report(assigned, results, combined)
+        for name, experts in assigned.items():
+            self.held[self.numbers[name]] = experts
+        evaluation = evaluate(
+            self.model, self.state, self.data, self.partition.shares(), self.held, device=self.device
+        )
+        clock.lap("evaluate_seconds")
+        record = _record(closed, results, combined, evaluation) | clock.laps
+        self.folder.write_schedule(number, self._arrays(assigned, results, evaluation))
+        self._checkpoint(number, self.folder.append(record))
+        return record
+
+    def _available(self, number: int) -> list[int]:
+        n = len(self.names)
+        count = max(1, round(self.config.clients.participation * n))
+        if count == n:
+            return list(range(n))
+        return sorted(self._random(_AVAILABLE, number).permutation(n)[:count].tolist())
+
+    def _failed(self, number: int) -> set[int]:
+        drawn = self._random(_FAILED, number).random(len(self.names))
+        return set(np.flatnonzero(drawn < self.config.clients.failure_rate).tolist())
+
+    def _random(self, purpose: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, purpose, number])
+
+    def _train(self, number: int, working: Sequence[str], assigned: Mapping[str, list[int]]) -> list[LocalResult]:
+        def train(name: str) -> LocalResult:
+            if not hasattr(self._workspace, "model"):
+                self._workspace.model = self._new_model()
+            client = self.numbers[name]
+            rows = self.partition.samples[client]
+            return train_client(
+                self._workspace.model,
+                self.state,
+                torch.from_numpy(self.data.normalised(self.data.train_images[rows])).to(self.device),
+                torch.from_numpy(self.data.train_labels[rows]).to(self.device),
+                assigned[name],
+                config=self.config.local,
+                client=name,
+                seed=(self.config.seed, _LOCAL, number, client),
+            )
+
+        return list(self._pool.map(train, working))
+
+    def _report(
+        self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], combined: Aggregation
+    ) -> dict[str, Any]:
+        """Feed the policy, in the order of the plan, and close its round."""
+        answers = {str(result.update.client): result for result in results}
+        rejected = {str(rejection.client) for rejection in combined.rejected}
+        for name, experts in assigned.items():
+            result = answers.get(name)
+            if not experts:
+                continue
+            if result is None or name in rejected:
+                self.policy.report(name, failed=True)
+                continue
+            samples = result.update.expert_samples
+            feedback = {j: (samples[j], result.rewards[j]) for j in experts}
+            self.policy.report(name, feedback, seconds=result.seconds if self.config.report_seconds else None)
+        return self.policy.close_round().to_dict()
+
+    def _arrays(
+        self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], evaluation: Evaluation
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Client x expert tables of the round, clients in the order of their numbers."""
+        shape = (len(self.names), self.config.model.experts)
+        assignment, samples = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.float32)
+        for name, experts in assigned.items():
+            assignment[self.numbers[name], experts] = True
+        for result in results:
+            for expert, count in result.update.expert_samples.items():
+                samples[self.numbers[str(result.update.client)], expert] = count
+        return {
+            "assignment": assignment,
+            "samples": samples,
+            "fitness": self._fitness(shape),
+            "client_accuracy": evaluation.client_accuracy.astype(np.float32),
+        }
+
+    def _fitness(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """Fitness as the policy has learnt it; NaN for clients and policies that have none."""
+        table = np.full(shape, np.nan, dtype=np.float32)
+        fitness_of = getattr(self.policy, "fitness_of", None)
+        if fitness_of is not None:
+            for name, row in self.numbers.items():
+                with contextlib.suppress(InputError):  # not known to the policy yet
+                    table[row] = fitness_of(name)
+        return table
+
+    # Checkpoints ---------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, number: int, metrics_bytes: int) -> None:
+        arrays = {name: value.cpu().numpy() for name, value in self.state.items()}
+        self.folder.save_checkpoint(
+            number, arrays, {"metrics_bytes": metrics_bytes, "held": self.held}, self.policy
+        )
+        self.round = number
+
+    def restore(self) -> None:
+        """Go back to the latest checkpoint; to the start if there is none."""
+        found = self.folder.load_checkpoint()
+        if found is None:
+            self.folder.rewind(0, 0)
+            return
+        arrays, metadata, policy_file = found
+        for name, value in self.state.items():
+            if name not in arrays or arrays[name].shape != tuple(value.shape):
+                msg = f"{policy_file.with_name('model.npz')}: its parameter {name!r} does not fit the settings"
+                raise StateFileError(msg)
+        self.state = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.state}
+        self.policy = load_policy(policy_file)
+        self.held, self.round = metadata["held"], metadata["round"]
+        self.folder.rewind(self.round, metadata["metrics_bytes"])
+
+
+class _Clock:
+    """Wall time of consecutive phases."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def _record(
+    closed: Mapping[str, Any], results: Sequence[LocalResult], combined: Aggregation, evaluation: Evaluation
+) -> Record:
+    """Join what the policy, the clients and the test set say of a round."""
+    rewards = [reward for result in results for reward in result.rewards.values()]
+    return {
+        **closed,
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "client_accuracy_mean": evaluation.client_mean,
+        "client_accuracy_worst_decile": evaluation.client_worst_decile,
+        "train_loss": float(np.mean([result.loss for result in results])) if results else None,
+        "reward_mean": float(np.mean(rewards)) if rewards else None,
+        "rejected": [str(rejection) for rejection in combined.rejected],
+        "slowest_client_seconds": max((result.seconds for result in results), default=None),
+    }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        msg = f"device = {name!r}: cannot be used here ({str(error).splitlines()[0]})"
+        raise InputError(msg) from error
+    return device

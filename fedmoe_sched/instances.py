@@ -1,0 +1,182 @@
+"""Seeded instances of the round problem, for comparing solvers.
+
+All families share the bounds: capacities uniform in 1..4 (never above the number of experts), every load between
+half of the mean load and 10 % above it::
+
+    load_min = floor(0.5 * sum(capacity) / m)        load_max = ceil(1.1 * sum(capacity) / m)
+
+They differ in the desirability, and so in how much the clients contend for the same experts. With independent
+scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
+clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
+little. `clustered` and `tied` stay contended at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.problem_files import load_problem, save_problem
+
+__all__ = ["FAMILIES", "clustered", "generate", "integers", "load_problem", "save_problem", "tied", "uniform"]
+
+_CLASSES = 10
+_QUANTUM = 0.05
+
+FloatMatrix = npt.NDArray[np.float64]
+
+
+def uniform(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Draw every desirability independently and uniformly from [0, 1).
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    return _with_bounds(rng.random((n_clients, n_experts)), rng)
+
+
+def integers(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Draw every desirability independently from the whole numbers 0..5: ties everywhere.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    return _with_bounds(rng.integers(0, 6, (n_clients, n_experts)).astype(np.float64), rng)
+
+
+def clustered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Draw scores as non-IID data would give them: popular classes, specialised experts of unequal quality.
+
+    Ten classes have a Zipf prior. The data of client i is a mix of them drawn from
+    ``Dirichlet(10 alpha_i prior)``, alpha_i uniform in [0.1, 0.5]. Expert j has a prototype: its quality, drawn
+    from ``LogNormal(0, 0.25)``, times 0.7 of its own class (j mod 10) plus 0.3 of a ``Dirichlet(1)`` draw. The
+    score is the mix times the prototype plus noise of standard deviation 0.05. Clients crowd onto the good
+    experts of the popular classes at any size.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    return _with_bounds(_clustered_scores(n_clients, n_experts, rng), rng)
+
+
+def tied(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Round the scores of `clustered` to multiples of 0.05: contention and ties at once.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    scores = _clustered_scores(n_clients, n_experts, rng)
+    return _with_bounds(np.rint(scores / _QUANTUM) * _QUANTUM, rng)
+
+
+#: The families by name.
+FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
+    "clustered": clustered,
+    "tied": tied,
+    "uniform": uniform,
+    "integers": integers,
+}
+
+
+def generate(family: str, n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Draw an instance of a family by name.
+
+    Parameters
+    ----------
+    family : str
+        One of `FAMILIES`.
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+
+    Raises
+    ------
+    InputError
+        No such family, or a size below 1.
+
+    Examples
+    --------
+    >>> generate("clustered", 100, 8)
+    AssignmentProblem(100 clients x 8 experts, 239 slots, load 14..33)
+    """
+    try:
+        draw = FAMILIES[family]
+    except (KeyError, TypeError):
+        msg = f"family = {family!r}: must be one of {', '.join(FAMILIES)}"
+        raise InputError(msg) from None
+    return draw(n_clients, n_experts, seed=seed)
+
+
+def _generator(n_clients: int, n_experts: int, seed: int) -> np.random.Generator:
+    for name, value, least in (("n_clients", n_clients, 1), ("n_experts", n_experts, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            msg = f"{name} = {value!r}: must be a whole number >= {least}"
+            raise InputError(msg)
+    return np.random.default_rng(seed)
+
+
+def _with_bounds(scores: FloatMatrix, rng: np.random.Generator) -> AssignmentProblem:
+    n, m = scores.shape
+    capacity = np.minimum(rng.integers(1, 5, n), m)
+    total = int(capacity.sum())
+    # Whole-number arithmetic: 1.1 * total / m would round some exact multiples up.
+    return AssignmentProblem(scores, capacity, load_min=total // (2 * m), load_max=-(-11 * total // (10 * m)))
+
+
+def _clustered_scores(n: int, m: int, rng: np.random.Generator) -> FloatMatrix:
+    prior = 1.0 / np.arange(1, _CLASSES + 1)
+    prior /= prior.sum()
+    alpha = rng.uniform(0.1, 0.5, n)
+    mix = rng.standard_gamma(alpha[:, None] * _CLASSES * prior)  # a Dirichlet draw, once normalised
+    mix /= mix.sum(axis=1, keepdims=True)
+    quality = rng.lognormal(0.0, 0.25, m)
+    own_class = np.eye(_CLASSES)[np.arange(m) % _CLASSES]
+    prototype = quality[:, None] * (0.7 * own_class + 0.3 * rng.dirichlet(np.ones(_CLASSES), m))
+    scores: FloatMatrix = mix @ prototype.T
+    scores += 0.05 * rng.standard_normal((n, m))
+    return scores

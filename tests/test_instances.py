@@ -1,0 +1,206 @@
+"""Generated instances and problem files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedmoe_sched import AssignmentProblem, InputError, Status, solve
+from fedmoe_sched.instances import (
+    FAMILIES,
+    clustered,
+    generate,
+    integers,
+    load_problem,
+    save_problem,
+    tied,
+    uniform,
+)
+from fedmoe_sched.problem_files import read_score_table
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def test_same_seed_same_problem(self, family):
+        one, two, other = (generate(family, 40, 6, seed=seed) for seed in (3, 3, 4))
+        np.testing.assert_array_equal(one.desirability, two.desirability)
+        np.testing.assert_array_equal(one.capacity, two.capacity)
+        assert not np.array_equal(one.desirability, other.desirability)
+
+    def test_bounds_are_the_documented_ones(self, family):
+        problem = generate(family, 200, 7, seed=1)
+        total = problem.capacity.sum()
+        assert set(np.unique(problem.capacity)) == {1, 2, 3, 4}
+        assert set(problem.load_min) == {int(np.floor(0.5 * total / 7))}
+        assert set(problem.load_max) == {int(np.ceil(1.1 * total / 7 - 1e-9))}
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (30, 3)])
+    def test_is_feasible_at_any_size(self, family, shape):
+        problem = generate(family, *shape)
+        assert (problem.capacity <= shape[1]).all()
+        assert solve(problem, "flow-ortools").status is Status.OPTIMAL
+
+
+class TestFamilies:
+    def test_clustered_stays_contended_and_uniform_does_not(self):
+        def crowding(problem):
+            best = np.argmax(problem.desirability, axis=1)
+            return np.bincount(best, minlength=problem.n_experts).max() / problem.n_clients * problem.n_experts
+
+        assert crowding(uniform(5000, 16)) < 1.2
+        assert crowding(clustered(5000, 16)) > 3
+
+    def test_clustered_has_the_documented_mean(self):
+        # A score is at most quality times the mix; the noise averages out.
+        scores = clustered(4000, 20, seed=5).desirability
+        assert -0.3 < scores.min() < 0
+        assert 0.05 < scores.mean() < 0.2
+
+    def test_tied_is_clustered_rounded(self):
+        plain, rounded = clustered(50, 5, seed=2), tied(50, 5, seed=2)
+        assert np.abs(plain.desirability - rounded.desirability).max() <= 0.025 + 1e-12
+        np.testing.assert_allclose(np.rint(rounded.desirability / 0.05) * 0.05, rounded.desirability)
+        assert len(np.unique(rounded.desirability)) < 100 < len(np.unique(plain.desirability))
+
+    def test_integers_are_0_to_5(self):
+        assert set(np.unique(integers(100, 4).desirability)) == {0, 1, 2, 3, 4, 5}
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("clusterd", 3, 3), "family = 'clusterd': must be one of clustered"),
+            ((None, 3, 3), "family = None"),
+            (("uniform", 0, 3), "n_clients = 0: must be a whole number >= 1"),
+            (("uniform", 3, 2.5), "n_experts = 2.5"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            generate(*arguments)
+
+    def test_a_negative_seed_is_named(self):
+        with pytest.raises(InputError, match="seed = -1"):
+            generate("uniform", 3, 3, seed=-1)
+
+
+def some_problem():
+    return AssignmentProblem(
+        np.arange(6, dtype=np.float32).reshape(3, 2),
+        [1, 2, 1],
+        min_experts=[0, 1, 0],
+        load_min=1,
+        load_max=[2, 3],
+        eligible=[[1, 1], [1, 1], [0, 1]],
+        client_labels=["1", 1, "äb"],
+        expert_labels=["vision", "text"],
+    )
+
+
+class TestProblemFiles:
+    def test_round_trip_keeps_everything(self, tmp_path):
+        problem = some_problem()
+        save_problem(problem, tmp_path / "problem.npz")
+        back = load_problem(tmp_path / "problem.npz")
+        for name in ("desirability", "capacity", "min_experts", "load_min", "load_max", "eligible"):
+            np.testing.assert_array_equal(getattr(back, name), getattr(problem, name))
+        assert back.desirability.dtype == np.float32
+        assert (back.client_labels, back.expert_labels) == (("1", 1, "äb"), ("vision", "text"))
+        assert list(tmp_path.iterdir()) == [tmp_path / "problem.npz"]
+
+    def test_round_trip_without_optional_parts(self, tmp_path):
+        save_problem(uniform(4, 3), tmp_path / "p.npz")
+        back = load_problem(tmp_path / "p.npz")
+        assert back.eligible is None
+        assert back.client_labels is None
+
+    def test_label_arrays_of_numpy_are_read(self, tmp_path):
+        np.savez(tmp_path / "p.npz", desirability=np.eye(2), capacity=[1, 1], client_labels=np.array(["a", "b"]))
+        assert load_problem(tmp_path / "p.npz").client_labels == ("a", "b")
+
+    def test_a_failed_save_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "p.npz"
+        save_problem(uniform(4, 3), path)
+        before = path.read_bytes()
+        bad = AssignmentProblem(np.eye(2), 1, client_labels=[("a", 1), ("b", 2)])
+        with pytest.raises(InputError, match=r"client_labels\[0\] = \('a', 1\): only text and whole numbers"):
+            save_problem(bad, path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_every_truncation_is_an_input_error(self, tmp_path):
+        path = tmp_path / "p.npz"
+        save_problem(some_problem(), path)
+        whole = path.read_bytes()
+        for size in range(0, len(whole), 37):
+            path.write_bytes(whole[:size])
+            with pytest.raises(InputError, match=r"p\.npz: not a complete \.npz file"):
+                load_problem(path)
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"capacity": [1]}, "has no array called 'desirability'; it has capacity"),
+            ({"desirability": [[1.0]], "capacity": [1], "cpacity": [2]}, "array 'cpacity' is not known"),
+            ({"desirability": [[1.0]], "capacity": [-1]}, r"p\.npz: capacity\[0\] = -1: must be >= 0"),
+            ({"desirability": [[1.0]], "capacity": [1], "client_labels": "{"}, "client_labels: must be a list"),
+            ({"desirability": [[1.0]], "capacity": [1], "client_labels": [0.5]}, "client_labels: must be a list"),
+        ],
+    )
+    def test_wrong_contents_are_named(self, tmp_path, arrays, message):
+        np.savez(tmp_path / "p.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+        with pytest.raises(InputError, match=message):
+            load_problem(tmp_path / "p.npz")
+
+    def test_bare_and_pickled_arrays_are_refused(self, tmp_path):
+        with (tmp_path / "bare.npz").open("wb") as file:
+            np.save(file, np.eye(3))
+        np.savez(tmp_path / "object.npz", desirability=np.array([{"a": 1}], dtype=object), capacity=[1])
+        for name in ("bare.npz", "object.npz"):
+            with pytest.raises(InputError, match=rf"{name}: not a complete"):
+                load_problem(tmp_path / name)
+
+    def test_a_missing_file_is_an_os_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            load_problem(tmp_path / "none.npz")
+
+
+class TestScoreTables:
+    def read(self, tmp_path, text):
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return read_score_table(tmp_path / "t.csv")
+
+    def test_labels_capacity_and_empty_cells(self, tmp_path):
+        table = self.read(tmp_path, "client, a ,capacity,b\nx,0.5,2,\n\ny,-1,1,1e-3\n")
+        np.testing.assert_array_equal(table.scores, [[0.5, 0.0], [-1.0, 1e-3]])
+        np.testing.assert_array_equal(table.eligible, [[True, False], [True, True]])
+        np.testing.assert_array_equal(table.capacity, [2, 1])
+        assert (table.clients, table.experts) == (("x", "y"), ("a", "b"))
+
+    def test_without_capacity_and_empty_cells(self, tmp_path):
+        table = self.read(tmp_path, "client,a\nx,1\n")
+        assert table.eligible is None
+        assert table.capacity is None
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "needs a header"),
+            ("client,a\n", "at least one client row"),
+            ("client\nx\n", "needs a header"),
+            ("client,a,b\nx,1\n", "line 2: has 2 cells, the header has 3"),
+            ("client,a\nx,1\n\ny,one\n", "line 4, column 'a': 'one' is not a finite number"),
+            ("client,a\nx,nan\n", "line 2, column 'a': 'nan' is not"),
+            ("client,a\nx,inf\n", "line 2, column 'a': 'inf' is not"),
+            ("client,a,capacity\nx,1,\n", "line 2, column 'capacity': is empty"),
+            ("client,capacity\nx,1\n", "at least one expert column"),
+            ("client,a,capacity,capacity\nx,1,1,1\n", "at most one called 'capacity'"),
+        ],
+    )
+    def test_wrong_tables_name_line_and_column(self, tmp_path, text, message):
+        with pytest.raises(InputError, match=message):
+            self.read(tmp_path, text)
+
+    def test_binary_is_refused(self, tmp_path):
+        (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(InputError, match="not comma-separated text"):
+            read_score_table(tmp_path / "t.csv")
