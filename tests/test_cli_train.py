@@ -81,6 +81,8 @@ class TestTrain:
             (["--clients", "0"], "clients.count"),
             (["--rounds", "-1"], "rounds"),
             (["--set", "clients.alfa=1"], "clients.alfa"),
+            (["--resume"], "--resume: give the folder of the run with --run-dir"),
+            (["--resume", "--run-dir", "nowhere"], "--resume: run folder nowhere holds no run"),
             (["--set", "alpha"], "--set alpha: must read KEY=VALUE"),
             (["--set", "clients.split=zipf"], "clients.split"),
             (["--config", "none.toml"], "none.toml"),
@@ -96,6 +98,17 @@ class TestTrain:
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
         assert not (tmp_path / "runs").exists()
+
+    def test_a_damaged_checkpoint_is_one_line_and_loses_nothing(self, cli, tmp_path):
+        assert cli("train", *SMALL, "--rounds", 1, "--run-dir", "run").exit_code == 0
+        before = metrics(tmp_path / "run")
+        [state] = (tmp_path / "run" / "checkpoint").glob("*/policy.npz")
+        state.write_bytes(state.read_bytes()[:-50])
+        result = cli("train", "--resume", "--run-dir", "run", "--rounds", 2)
+        assert result.exit_code == 2
+        assert "policy.npz: truncated" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert metrics(tmp_path / "run") == before
 
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
     def test_killed_and_resumed_it_ends_the_same(self, cli, tmp_path):

@@ -12,7 +12,7 @@ import click
 import pytest
 import typer
 
-from fedmoe_sched import solvers
+from fedmoe_sched import __version__, solvers
 from fedmoe_sched.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,3 +113,9 @@ def test_local_links_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_citation_names_this_version():
+    found = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    assert found[1] == __version__

@@ -73,8 +73,9 @@ def train_policy(
         "rounds": rounds,
         "seed": seed,
     }
+    start = _run_settings(run_dir) if resume else None
     changes = {key: value for key, value in changes.items() if value is not None} | _parsed(settings or [])
-    chosen = _config(config, run_dir if resume else None).updated(changes)
+    chosen = _settings(config or start).updated(changes)
     folder = run_dir or Path("runs") / f"{chosen.policy}-{chosen.data.name}-{chosen.seed}"
     run = _train(chosen, folder, resume=resume)
     console().print(_summary_table([run], None))
@@ -131,12 +132,21 @@ def demonstrate(
     console().print(_summary_table(runs, target))
 
 
-def _config(file: Path | None, run_dir: Path | None) -> TrainConfig:
-    """Read the settings to start from: a file, those of the run that goes on, or the defaults."""
+def _run_settings(run_dir: Path | None) -> Path:
+    """Return the settings file of the run that is to go on."""
+    if run_dir is None:
+        msg = "--resume: give the folder of the run with --run-dir"
+        raise InputError(msg)
+    if not (run_dir / "config.toml").exists():
+        msg = f"--resume: run folder {run_dir} holds no run"
+        raise InputError(msg)
+    return run_dir / "config.toml"
+
+
+def _settings(file: Path | None) -> TrainConfig:
+    """Read the settings to start from; the defaults without a file."""
     from fedmoe_sched.federated import TrainConfig
 
-    if file is None and run_dir is not None and (run_dir / "config.toml").exists():
-        file = run_dir / "config.toml"
     return TrainConfig() if file is None else TrainConfig.from_toml(file)
 
 
