@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,7 +75,7 @@ class PulpCbc(Solver[_Model]):
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
         """Make one binary per eligible pair, at most two constraints per client and expert; write the file."""
-        import pulp
+        pulp = _pulp()
 
         pairs = eligible_pairs(problem)
         bounds = clipped_bounds(problem)
@@ -126,7 +129,7 @@ class PulpCbc(Solver[_Model]):
 
     def read(self, model: _Model) -> Answer:
         """Read the assignment, and the bound where the run was interrupted."""
-        import pulp
+        pulp = _pulp()
 
         solution = model.folder / "round.sol"
         if model.killed:
@@ -150,6 +153,18 @@ class PulpCbc(Solver[_Model]):
         return Answer(reason, bound=_logged_bound(model), message=f"CBC ended: {words}")
 
 
+def _pulp() -> Any:
+    """Import PuLP on a stack of its own.
+
+    PuLP keeps the exceptions of the engines that it does not find, and an exception keeps the stack it was raised
+    on: imported from here, it would hold the first problem, its model and its files until the process ends.
+    """
+    if "pulp" not in sys.modules:
+        with ThreadPoolExecutor(1) as stack:
+            stack.submit(importlib.import_module, "pulp").result()
+    return sys.modules["pulp"]
+
+
 @contextlib.contextmanager
 def _without_announcements() -> Iterator[None]:
     """Silence what PuLP 3.3 says about the interface of PuLP 4, which 3.2 does not have yet."""
@@ -159,15 +174,13 @@ def _without_announcements() -> Iterator[None]:
 
 
 def _engine() -> Any:
-    import pulp
-
+    pulp = _pulp()
     with _without_announcements():
         return pulp.PULP_CBC_CMD(msg=False)
 
 
 def _constrain(program: Any, group: npt.NDArray[np.object_], least: int, most: int) -> None:
-    import pulp
-
+    pulp = _pulp()
     total = pulp.LpAffineExpression(zip(group.tolist(), [1] * len(group), strict=True))
     if least == most:
         program.addConstraint(pulp.LpConstraint(total, pulp.LpConstraintEQ, rhs=most))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -180,9 +183,6 @@ def test_cbc_that_overruns_its_time_is_stopped(monkeypatch):
     original = PulpCbc.run
 
     def sleeping(self: PulpCbc, model: Any, limits: Limits) -> None:
-        import subprocess
-        import sys
-
         run = subprocess.run
         command = [sys.executable, "-c", "import time; time.sleep(20)"]
         with monkeypatch.context() as patch:
@@ -195,6 +195,20 @@ def test_cbc_that_overruns_its_time_is_stopped(monkeypatch):
     answer = solve(clustered(10, 3), "ilp-pulp", limits=Limits(time=0.1))
     assert answer.status is Status.UNKNOWN
     assert answer.stop_reason is StopReason.TIME_LIMIT
+
+
+def test_cbc_leaves_no_files_behind(tmp_path):
+    """In a process of its own, because importing PuLP for the first time is part of it."""
+    needs("ilp-pulp")
+    code = (
+        f"import pathlib, sys; sys.path[:0] = {sys.path!r}\n"
+        "from fedmoe_sched import AssignmentProblem, solve\n"
+        "print(solve(AssignmentProblem([[1.0, 2.0], [3.0, 5.0]], 1, load_max=1), 'ilp-pulp').status)\n"
+        f"print([p.name for p in pathlib.Path({str(tmp_path)!r}).iterdir()])\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout.split() == ["optimal", "[]"]
 
 
 def test_linear_program_with_loose_duals_falls_back_on_the_exchange_graph(monkeypatch):
