@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -119,3 +120,13 @@ def test_the_citation_names_this_version():
     found = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     assert found[1] == __version__
+
+
+def test_settings_in_the_pages_are_valid():
+    pytest.importorskip("pydantic")
+    from fedmoe_sched.federated import TrainConfig
+
+    texts = [text for page in PAGES for language, text in blocks(page) if language == "toml"]
+    assert texts
+    for text in texts:
+        assert TrainConfig.from_dict(tomllib.loads(text)).rounds > 0

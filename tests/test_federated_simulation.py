@@ -93,9 +93,10 @@ def test_some_clients_failed_and_only_they_were_left_out(whole):
 
 def test_the_fitness_is_learnt_from_rewards_of_trained_pairs_only(whole):
     run = whole[1].run
-    fitness = np.nan_to_num(run.schedule_arrays("fitness"))
+    prior = small().policy_options["fitness"]["prior"]
+    fitness = np.nan_to_num(run.schedule_arrays("fitness"), nan=prior)
     trained = run.schedule_arrays("samples") > 0
-    before = np.concatenate([np.zeros_like(fitness[:1]), fitness[:-1]])
+    before = np.concatenate([np.full_like(fitness[:1], prior), fitness[:-1]])
     assert (fitness[~trained] == before[~trained]).all()
     assert (fitness[trained] != before[trained]).any()
 

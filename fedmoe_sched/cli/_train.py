@@ -123,10 +123,9 @@ def demonstrate(
         if (folder / "config.toml").exists():
             shutil.rmtree(folder)
         # Random alignment has no bound of its own: all three are judged alike.
-        options = {"certify": True}
-        config = TrainConfig.from_dict(
-            {"policy": policy, "rounds": rounds, "seed": seed, "policy_options": options}
-        )
+        options = TrainConfig().policy_options | {"certify": True}
+        changes = {"policy": policy, "rounds": rounds, "seed": seed, "policy_options": options}
+        config = TrainConfig().updated(changes)
         runs.append(_train(config, folder, resume=False))
     _draw(runs, output / "figures", target)
     console().print(_summary_table(runs, target))
