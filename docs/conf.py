@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from fedmoe_sched import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "fedmoe_sched"
 author = "The fedmoe_sched developers"
@@ -10,10 +15,10 @@ copyright = author  # noqa: A001 - the name that Sphinx reads
 version = release = __version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "numpydoc",
 ]
@@ -33,5 +38,7 @@ numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"fedmoe_sched {version}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["mathml.css"]
