@@ -18,7 +18,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 
-__all__ = ["Answer", "Capability", "Limits", "Solver", "required_capabilities"]
+__all__ = ["NETWORK_PROBLEMS", "Answer", "Capability", "Limits", "Solver", "required_capabilities"]
 
 ModelT = TypeVar("ModelT")
 
@@ -33,6 +33,10 @@ class Capability(StrEnum):
     WARM_START = "warm start"
     TIME_LIMIT = "time limit"
     THREADS = "threads"
+
+
+#: What every backend for the whole network problem can do.
+NETWORK_PROBLEMS = frozenset({Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY})
 
 
 @dataclass(frozen=True)

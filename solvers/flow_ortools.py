@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import polished_answer, whole_scores
 
@@ -38,9 +38,7 @@ class OrToolsFlow(Solver[_Model]):
 
     name: ClassVar[str] = "flow-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY, Capability.PRICES}
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES}
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "min-cost flow (OR-Tools); the fastest off-the-shelf exact backend"
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs
 
 __all__ = ["GreedyGlobal"]
@@ -42,9 +42,7 @@ class GreedyGlobal(Solver[_Model]):
 
     name: ClassVar[str] = "greedy-global"
     exact: ClassVar[bool] = False
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY}
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS
     summary: ClassVar[str] = "all pairs by desirability; keeps load_max, tries for load_min"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:

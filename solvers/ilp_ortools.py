@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import polished_answer, unrounded_bound, whole_scores
 
@@ -40,16 +40,11 @@ class CpSat(Solver[_Model]):
 
     name: ClassVar[str] = "ilp-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.MIN_EXPERTS,
-            Capability.LOAD_BOUNDS,
-            Capability.ELIGIBILITY,
-            Capability.PRICES,
-            Capability.TIME_LIMIT,
-            Capability.THREADS,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.PRICES,
+        Capability.TIME_LIMIT,
+        Capability.THREADS,
+    }
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "integer program (OR-Tools CP-SAT); shows its best assignment at a time limit"
 

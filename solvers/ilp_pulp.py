@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, unit_scores
 from fedmoe_sched.solvers._rounding import polished_answer
 
@@ -60,16 +60,11 @@ class PulpCbc(Solver[_Model]):
 
     name: ClassVar[str] = "ilp-pulp"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.MIN_EXPERTS,
-            Capability.LOAD_BOUNDS,
-            Capability.ELIGIBILITY,
-            Capability.PRICES,
-            Capability.TIME_LIMIT,
-            Capability.THREADS,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.PRICES,
+        Capability.TIME_LIMIT,
+        Capability.THREADS,
+    }
     requires: ClassVar[tuple[str, ...]] = ("pulp",)
     summary: ClassVar[str] = "integer program (CBC through PuLP); a separate process, stopped at a time limit"
 

@@ -12,7 +12,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import OPTIMALITY_GAP, dual_bound, objective
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence, unit_scores
 from fedmoe_sched.solvers._rounding import polished_answer
 
@@ -46,15 +46,7 @@ class SciPyLP(Solver[_Model]):
 
     name: ClassVar[str] = "lp-scipy"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.MIN_EXPERTS,
-            Capability.LOAD_BOUNDS,
-            Capability.ELIGIBILITY,
-            Capability.PRICES,
-            Capability.TIME_LIMIT,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES, Capability.TIME_LIMIT}
     requires: ClassVar[tuple[str, ...]] = ("scipy",)
     summary: ClassVar[str] = "linear program (SciPy HiGHS simplex); exact, with the duals as prices"
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence, unit_scores
 from fedmoe_sched.solvers._rounding import polished_answer
 
@@ -40,15 +40,7 @@ class OrToolsMIP(Solver[_Model]):
 
     name: ClassVar[str] = "mip-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.MIN_EXPERTS,
-            Capability.LOAD_BOUNDS,
-            Capability.ELIGIBILITY,
-            Capability.PRICES,
-            Capability.TIME_LIMIT,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES, Capability.TIME_LIMIT}
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "mixed-integer program (OR-Tools MathOpt, SCIP); shows its best at a time limit"
 

@@ -14,7 +14,7 @@ from fedmoe_sched._arrays import BoolArray, IntArray
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
-from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 
 __all__ = ["SuccessiveShortestPaths"]
 
@@ -59,16 +59,11 @@ class SuccessiveShortestPaths(Solver[_Model]):
 
     name: ClassVar[str] = "exact"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.MIN_EXPERTS,
-            Capability.LOAD_BOUNDS,
-            Capability.ELIGIBILITY,
-            Capability.PRICES,
-            Capability.WARM_START,
-            Capability.THREADS,
-        }
-    )
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.PRICES,
+        Capability.WARM_START,
+        Capability.THREADS,
+    }
     requires: ClassVar[tuple[str, ...]] = ("numba",)
     summary: ClassVar[str] = "own price-based solver; exact and by far the fastest from a few thousand clients on"
 
