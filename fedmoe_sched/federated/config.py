@@ -74,7 +74,7 @@ class ClientsConfig(_Section):
     """
 
     count: Count = 20
-    capacity: Count | list[Count] = 2
+    capacity: Count | list[Count] = [1, 2]
     split: Literal["classes", "dirichlet", "iid", "domains"] = "classes"
     classes_per_client: Count = 2
     alpha: Positive = 0.3
@@ -156,8 +156,8 @@ class LocalConfig(_Section):
         local training (how well it adapts).
     """
 
-    epochs: Count = 1
-    batch_size: Count = 16
+    epochs: Count = 2
+    batch_size: Count = 32
     learning_rate: Positive = 0.1
     gate_learning_rate: Positive | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -181,7 +181,8 @@ class TrainConfig(_Section):
         Alignment policy by name, see `fedmoe_sched.policies`.
     policy_options : dict
         Keyword arguments of the policy (``balance``, ``usage_weight``, ``solver``, ...). TOML knows no None: the
-        text ``"none"`` stands for it.
+        text ``"none"`` stands for it. By default fitness starts at 0.5: experts that do worse than that on a
+        client's data are left for untried ones, so that the policy finds out which suit it.
     rounds : int
     seed : int
         Of data split, model, client sampling, local training and policy.
@@ -201,7 +202,7 @@ class TrainConfig(_Section):
     """
 
     policy: Annotated[str, Field(min_length=1)] = "balanced"
-    policy_options: dict[str, Any] = {}
+    policy_options: dict[str, Any] = {"fitness": {"prior": 0.5}}
     rounds: Count = 40
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()

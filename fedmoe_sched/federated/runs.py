@@ -311,15 +311,15 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     try:
         config = tomllib.loads(files.config_file.read_text(encoding="utf-8"))
         clients, _ = read_archive(files.clients_file)
-        # What follows the last line end is just being written.
-        lines = files.metrics_file.read_bytes().split(b"\n")[:-1]
+        text = files.metrics_file.read_bytes() if files.metrics_file.exists() else b""
     except tomllib.TOMLDecodeError as error:
         msg = f"{files.config_file}: is not TOML ({error})"
         raise StateFileError(msg) from error
     except OSError as error:
         msg = f"run folder {files.path}: {error.filename} cannot be read ({error.strerror})"
         raise InputError(msg) from error
-    records = _records(files.metrics_file, lines)
+    # What follows the last line end is just being written.
+    records = _records(files.metrics_file, text.split(b"\n")[:-1])
     if not records:
         msg = f"run folder {files.path}: no round is finished yet"
         raise InputError(msg)
