@@ -116,7 +116,7 @@ def accuracy_figure(runs: Sequence[Run], *, target: float | None = None) -> Figu
     matplotlib.figure.Figure
     """
     _refuse_no_runs(runs)
-    figure = _new_figure(2 * _PANEL + 1.2, _PANEL)
+    figure = _new_figure(2 * _PANEL + 3.0, _PANEL)
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
         style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]}
@@ -132,8 +132,10 @@ def accuracy_figure(runs: Sequence[Run], *, target: float | None = None) -> Figu
     for axes in (left, right):
         axes.set_xlabel("round")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize="small")
         _whole_numbers(axes)
+    left.legend(loc="lower right", fontsize="small")
+    # The worst clients' lines fill the whole panel: no legend on top of them.
+    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     figure.suptitle(f"Accuracy over rounds ({_data_name(runs[0])})")
     return figure
 

@@ -94,7 +94,7 @@ def test_some_clients_failed_and_only_they_were_left_out(whole):
 def test_the_fitness_is_learnt_from_rewards_of_trained_pairs_only(whole):
     run = whole[1].run
     prior = small().policy_options["fitness"]["prior"]
-    fitness = np.nan_to_num(run.schedule_arrays("fitness"), nan=prior)
+    fitness = np.nan_to_num(run.schedule_arrays("fitness"), nan=prior)  # of clients not seen yet
     trained = run.schedule_arrays("samples") > 0
     before = np.concatenate([np.full_like(fitness[:1], prior), fitness[:-1]])
     assert (fitness[~trained] == before[~trained]).all()
@@ -124,27 +124,28 @@ class StopError(Exception):
 
 
 # Steps of a round after each of which the process may end; the last one tears a line of the metrics.
+@pytest.mark.parametrize("number", [1, 3])
 @pytest.mark.parametrize(
     "moment", ["plan", "aggregate", "append", "write_schedule", "save_checkpoint", "torn line"]
 )
-def test_resuming_after_a_stop_at_every_step_of_a_round(whole, tmp_path, monkeypatch, moment):
+def test_resuming_after_a_stop_at_every_step_of_a_round(whole, tmp_path, monkeypatch, moment, number):
     folder = tmp_path / "run"
     homes = {"plan": Scheduler, "aggregate": simulation}
     name = "append" if moment == "torn line" else moment
     home = homes.get(moment, simulation.RunFolder)
     real, calls = getattr(home, name), []
 
-    def stop_in_round_three(*args, **kwargs):
+    def stop_in_that_round(*args, **kwargs):
         answer = real(*args, **kwargs)
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == number:
             if moment == "torn line":
                 file = folder / "metrics.jsonl"
                 file.write_bytes(file.read_bytes()[:-20])
             raise StopError
         return answer
 
-    monkeypatch.setattr(home, name, stop_in_round_three)
+    monkeypatch.setattr(home, name, stop_in_that_round)
     with pytest.raises(StopError):
         run_training(small(), folder)
     monkeypatch.undo()
