@@ -24,7 +24,7 @@ _DIRECT_CELLS = 4096  # problems up to this many pairs go straight to the shorte
 _STALLED = 10  # Newton steps without a tenth less surplus before paths take over
 _PROBED = 2048  # clients looked at to tell whether scores are quantised
 _BLOCK_CLIENTS = 8192  # unit of work of a thread
-_CELLS_PER_PATH = 6400  # a pass over this many pairs takes about as long as one shortest path
+_CELLS_PER_PATH = 32_000  # a Newton step over this many pairs takes about as long as one shortest path
 _MOST_NEWTON_STEPS = 40  # of one level
 _TILT = 2.0**-36  # size of the perturbation that parts ties, relative to the largest score
 
@@ -187,7 +187,7 @@ class _Level:
         self._load_max = np.ceil(np.minimum(problem.load_max, n) * share).astype(np.int64)
         # Loads of a sample scatter by about the square root: it is useless to balance them any better.
         noise = 0.25 * float(np.sqrt(self._load_max).sum())
-        self._close_enough = size_in_paths(n, m) if rows is None else noise
+        self._close_enough = _paths_per_step(n, m) if rows is None else noise
         self._pool = pool
         size = len(self._rows)
         widest = max(1, int(self._most.max(initial=1)))
@@ -346,9 +346,9 @@ class _Level:
         return Assignment(indptr, ascending[chosen].astype(np.int64), m)
 
 
-def size_in_paths(n: int, m: int) -> float:
-    """Return how many shortest paths cost as much as half a pass over all pairs."""
-    return n * m / _CELLS_PER_PATH
+def _paths_per_step(n: int, m: int) -> float:
+    """Return how many shortest paths take as long as a Newton step: a pass over all pairs and some algebra."""
+    return n * m / _CELLS_PER_PATH + m / 2
 
 
 def _keep_signs(prices: Prices, step: Prices, surplus: IntArray) -> Prices:
