@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import BoolArray, IntArray
+from fedmoe_sched._arrays import BoolArray, IntArray, read_only
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
@@ -27,6 +27,8 @@ _BLOCK_CLIENTS = 8192  # unit of work of a thread
 _CELLS_PER_PATH = 32_000  # a Newton step over this many pairs takes about as long as one shortest path
 _MOST_NEWTON_STEPS = 40  # of one level
 _TILT = 2.0**-36  # size of the perturbation that parts ties, relative to the largest score
+
+_ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
 
 Prices = npt.NDArray[np.float64]
 
@@ -179,8 +181,9 @@ class _Level:
         n, m = problem.shape
         share = 1.0 if rows is None else len(rows) / n
         self._rows = np.arange(n) if rows is None else rows
-        self._least = problem.min_experts if rows is None else problem.min_experts[rows]
-        self._most = problem.slots if rows is None else problem.slots[rows]
+        # Copies, always: a kernel is compiled once more for arrays that are read-only.
+        self._least = problem.min_experts[self._rows]
+        self._most = problem.slots[self._rows]
         self._tilt = tilt
         self._along = tilt.along if rows is None else tilt.along[rows]
         self._load_min = np.floor(problem.load_min * share).astype(np.int64)
@@ -207,7 +210,7 @@ class _Level:
         loads = np.zeros((len(starts), self._problem.n_experts), dtype=np.int64)
         eligible = self._problem.eligible
         if eligible is None:
-            eligible = np.zeros((0, 0), dtype=np.bool_)
+            eligible = _ALL_ELIGIBLE
         potential = np.append(prices, 0.0)
         across = scale * self._tilt.across
 
