@@ -10,7 +10,6 @@ are then optimal dual prices (Ahuja, Magnanti and Orlin, *Network Flows*, theore
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,14 +32,14 @@ class Polished:
     Parameters
     ----------
     assignment : Assignment
-    prices : ndarray, shape (m,), float64, or None
-        Optimal dual prices; None if the time ran out first.
+    prices : ndarray, shape (m,), float64
+        Optimal dual prices.
     cycles : int
         How many improving cycles were cancelled.
     """
 
     assignment: Assignment
-    prices: npt.NDArray[np.float64] | None
+    prices: npt.NDArray[np.float64]
     cycles: int
 
 
@@ -166,7 +165,7 @@ def _tolerance(desirability: FloatArray) -> float:
     return 8 * np.finfo(np.float64).eps * scale
 
 
-def polish(problem: AssignmentProblem, assignment: Assignment, *, deadline: float | None = None) -> Polished:
+def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
     """Cancel improving cycles until none is left: the result is optimal and comes with its prices.
 
     Backends that round desirability to whole numbers use this to reach the optimum of the unrounded problem.
@@ -176,8 +175,6 @@ def polish(problem: AssignmentProblem, assignment: Assignment, *, deadline: floa
     problem : AssignmentProblem
     assignment : Assignment
         Feasible for the problem.
-    deadline : float, optional
-        Stop, at the latest one cycle after this value of ``time.perf_counter()``.
 
     Returns
     -------
@@ -191,28 +188,23 @@ def polish(problem: AssignmentProblem, assignment: Assignment, *, deadline: floa
         if cycle is None:
             prices = distance[-1] - distance[:-1]
             break
-        if deadline is not None and time.perf_counter() > deadline:
-            prices = None
-            break
         graph.cancel(cycle)
         cycles += 1
     held: BoolArray = graph.held
     return Polished(Assignment.from_mask(held) if cycles else assignment, prices, cycles)
 
 
-def recover_prices(
-    problem: AssignmentProblem, assignment: Assignment, *, deadline: float | None = None
-) -> npt.NDArray[np.float64] | None:
+def recover_prices(problem: AssignmentProblem, assignment: Assignment) -> npt.NDArray[np.float64]:
     """Find optimal dual prices, starting from a feasible assignment that is optimal or nearly so.
 
     Parameters
     ----------
-    problem, assignment, deadline
+    problem, assignment
         See `polish`.
 
     Returns
     -------
-    ndarray, shape (m,), float64, or None
-        Prices p for which `fedmoe_sched.certify.dual_bound` equals the optimum; None if the time ran out.
+    ndarray, shape (m,), float64
+        Prices p for which `fedmoe_sched.certify.dual_bound` equals the optimum.
     """
-    return polish(problem, assignment, deadline=deadline).prices
+    return polish(problem, assignment).prices

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,10 +71,6 @@ class Limits:
         if self.threads is not None and self.threads < 1:
             msg = f"threads = {self.threads}: must be >= 1, or None"
             raise InputError(msg)
-
-    def deadline(self) -> float | None:
-        """When to stop, as a value of ``time.perf_counter()``, for a solve that starts now."""
-        return None if self.time is None else time.perf_counter() + self.time
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ def unrounded_bound(problem: AssignmentProblem, bound: float, unit: float) -> fl
     return value + 4 * float(np.finfo(np.float64).eps) * abs(value)
 
 
-def polished_answer(problem: AssignmentProblem, assignment: Assignment, deadline: float | None = None) -> Answer:
+def polished_answer(problem: AssignmentProblem, assignment: Assignment) -> Answer:
     """Undo the rounding: cancel what improving cycles the exact scores still have, and take the prices."""
-    polished = polish(problem, assignment, deadline=deadline)
+    polished = polish(problem, assignment)
     return Answer(StopReason.COMPLETED, polished.assignment, polished.prices)

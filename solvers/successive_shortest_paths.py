@@ -28,6 +28,8 @@ _CELLS_PER_PATH = 32_000  # a Newton step over this many pairs takes about as lo
 _MOST_NEWTON_STEPS = 40  # of one level
 _TILT = 2.0**-36  # size of the perturbation that parts ties, relative to the largest score
 
+_MOST_EXPERTS = np.iinfo(np.int16).max  # the hub is a node too, and nodes are kept as 16-bit numbers
+
 _ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
 
 Prices = npt.NDArray[np.float64]
@@ -68,6 +70,12 @@ class SuccessiveShortestPaths(Solver[_Model]):
     }
     requires: ClassVar[tuple[str, ...]] = ("numba",)
     summary: ClassVar[str] = "own price-based solver; exact and by far the fastest from a few thousand clients on"
+
+    def supports(self, problem: AssignmentProblem) -> str | None:
+        """Return None, or the reason why this backend does not take `problem`."""
+        if problem.n_experts >= _MOST_EXPERTS:
+            return f"{self.name} takes fewer than {_MOST_EXPERTS} experts, not {problem.n_experts}"
+        return super().supports(problem)
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
         """Load the compiled kernels; there is no model apart from the problem."""
@@ -149,13 +157,13 @@ class _Tilt:
         """Draw a perturbation; zero unless the scores are quantised, which a probe of the clients tells."""
         n, m = problem.shape
         probe = problem.desirability[:: max(1, n // _PROBED)].astype(np.float64)
-        size = float(abs(probe).max()) * _TILT
+        size = (float(abs(probe).max()) or 1e-12) * _TILT
         finest = max(size / 256, float(np.finfo(np.float64).tiny))
         values = np.unique(probe[:, 0])
         if len(values) > len(probe) / 2:
             return cls(np.zeros(n), np.zeros(m), finest)
         quantum = float(np.diff(values).max(initial=0.0))
-        scales = tuple(quantum / size / 16.0**step for step in range(4)) if quantum > 0 else ()
+        scales = tuple(quantum / size / 16.0**step for step in range(4)) if quantum > 0 and size > 0 else ()
         return cls(size * rng.random(n), rng.permutation(np.linspace(-1.0, 1.0, m)), finest, scales)
 
     @property
