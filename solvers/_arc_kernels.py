@@ -1,0 +1,218 @@
+"""Compiled kernels of the exact price backend: the arcs of the exchange graph, cheapest first.
+
+An arc is a client that gives up one of its candidates and takes another one, by their positions in the list of
+all candidates. The arcs of every ordered pair of nodes form a pairing heap (Fredman, Sedgewick, Sleator and
+Tarjan 1986). Arc number a has the cost ``key[a]``, and in the rows of ``link`` the positions that are given up and
+taken, and the first child and the next sibling in the heap. ``root`` has the cheapest arc of each pair, ``top``
+its cost, and from the cost ``cut`` on arcs are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedmoe_sched.solvers._newton_kernels import jit
+
+__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "push_arcs", "surface"]
+
+#: What stands for a position where there is none: an exchange with the hub, and all exchanges.
+HUB, ALL = -1, -2
+
+GAVE, TOOK, _CHILD, _SIBLING = 0, 1, 2, 3
+
+_LEVELS = 10  # of the costs by which arcs are chosen
+
+
+@jit
+def _meld(key: Any, link: Any, a: Any, b: Any) -> Any:
+    """Meld two heaps; -1 is the empty one."""
+    if a < 0:
+        return b
+    if b < 0:
+        return a
+    if key[b] < key[a]:
+        a, b = b, a
+    link[b, _SIBLING] = link[a, _CHILD]
+    link[a, _CHILD] = b
+    return a
+
+
+@jit
+def _pop(key: Any, link: Any, root: Any) -> Any:
+    """Remove the root; the new root by two-pass pairing."""
+    first: Any
+    paired: Any
+    first, paired, rest = np.int64(link[root, _CHILD]), np.int64(-1), np.int64(-1)
+    while first >= 0:
+        second = np.int64(link[first, _SIBLING])
+        link[first, _SIBLING] = -1
+        rest = np.int64(-1)
+        if second >= 0:
+            rest = np.int64(link[second, _SIBLING])
+            link[second, _SIBLING] = -1
+        tree = _meld(key, link, first, second)
+        link[tree, _SIBLING] = paired
+        paired = tree
+        first = rest
+    while paired >= 0:
+        rest = np.int64(link[paired, _SIBLING])
+        link[paired, _SIBLING] = -1
+        first = _meld(key, link, first, paired)
+        paired = rest
+    return first
+
+
+@jit
+def _push(
+    key: Any,
+    link: Any,
+    used: Any,
+    root: Any,
+    top: Any,
+    cut: Any,
+    cost: float,
+    gave: Any,
+    took: Any,
+    tail: Any,
+    head: Any,
+) -> Any:
+    """Add one arc, unless it belongs to those that are left out."""
+    if cost > cut[tail, head]:
+        return used
+    key[used] = cost
+    link[used, GAVE] = gave
+    link[used, TOOK] = took
+    link[used, _CHILD] = -1
+    link[used, _SIBLING] = -1
+    at = _meld(key, link, np.int64(root[tail, head]), used)
+    root[tail, head] = at
+    top[tail, head] = key[at]
+    return used + 1
+
+
+@jit
+def push_arcs(
+    key: Any,
+    link: Any,
+    used: Any,
+    root: Any,
+    top: Any,
+    cut: Any,
+    start: int,
+    stop: int,
+    expert: Any,
+    score: Any,
+    held: Any,
+    may_add: bool,
+    may_drop: bool,
+    gave: Any,
+    took: Any,
+) -> Any:
+    """Add the arcs that a client gains by giving up one position and taking another; `ALL` adds all it has."""
+    hub = len(root) - 1
+    # New are the arcs out of what was taken and into what was given up, and those at the hub when the number of
+    # experts changed.
+    other_number = gave < 0 or took < 0
+    none, everything = np.int64(HUB), gave == ALL
+    for a in range(start, stop):
+        tail = np.int64(expert[a])
+        if not held[a]:
+            if may_add and (other_number or a == gave):
+                used = _push(key, link, used, root, top, cut, -score[a], none, a, hub, tail)
+            continue
+        if may_drop and (other_number or a == took):
+            used = _push(key, link, used, root, top, cut, score[a], a, none, tail, hub)
+        for b in range(start, stop):
+            if not held[b] and (everything or a == took or b == gave):
+                used = _push(key, link, used, root, top, cut, score[a] - score[b], a, b, tail, np.int64(expert[b]))
+    return used
+
+
+@jit
+def _level(cost: float, window: float) -> Any:
+    """Where a reduced cost lies on a scale of powers of eight below the window; the last level is beyond it."""
+    level = _LEVELS - 1
+    while level > 0 and cost <= window:
+        window /= 8.0
+        level -= 1
+    return level
+
+
+@jit
+def choose_cuts(
+    indptr: Any,
+    expert: Any,
+    score: Any,
+    held: Any,
+    count: Any,
+    least: Any,
+    most: Any,
+    base: Any,
+    window: float,
+    enough: int,
+    cut: Any,
+) -> Any:
+    """Choose from which cost on the arcs of each pair of nodes are left out; return how many are not.
+
+    Of each pair about `enough` of the cheapest arcs stay in, or some times as many.
+    """
+    size = len(base)
+    hub = size - 1
+    counts = np.zeros((size, size, _LEVELS), np.int64)
+    for i in range(len(least)):
+        may_add, may_drop = count[i] < most[i], count[i] > least[i]
+        for a in range(indptr[i], indptr[i + 1]):
+            tail = expert[a]
+            worth = score[a] - base[tail]
+            if not held[a]:
+                if may_add:
+                    counts[hub, tail, _level(-base[hub] - worth, window)] += 1
+                continue
+            if may_drop:
+                counts[tail, hub, _level(worth + base[hub], window)] += 1
+            for b in range(indptr[i], indptr[i + 1]):
+                if not held[b]:
+                    counts[tail, expert[b], _level(worth - score[b] + base[expert[b]], window)] += 1
+    total = 0
+    for tail in range(size):
+        for head in range(size):
+            inside, level = counts[tail, head, 0], 0
+            while level < _LEVELS - 2 and inside < enough:
+                level += 1
+                inside += counts[tail, head, level]
+            total += inside
+            cut[tail, head] = window / 8.0 ** (_LEVELS - 2 - level) + base[tail] - base[head]
+    return total
+
+
+@jit
+def surface(
+    key: Any,
+    link: Any,
+    root: Any,
+    top: Any,
+    owner: Any,
+    held: Any,
+    count: Any,
+    least: Any,
+    most: Any,
+    client: Any,
+    tail: Any,
+    head: Any,
+) -> None:
+    """Bring up the next valid arc tail -> head if the cheapest one was this client's, and note its cost."""
+    at = np.int64(root[tail, head])
+    if at < 0 or owner[max(link[at, GAVE], link[at, TOOK])] != client:
+        return
+    while at >= 0:
+        gave, took = link[at, GAVE], link[at, TOOK]
+        who = owner[max(gave, took)]
+        gives = held[gave] if gave >= 0 else count[who] < most[who]
+        takes = not held[took] if took >= 0 else count[who] > least[who]
+        if gives and takes:
+            break
+        at = _pop(key, link, at)
+    root[tail, head] = at
+    top[tail, head] = key[at] if at >= 0 else np.inf

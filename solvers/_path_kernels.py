@@ -1,0 +1,348 @@
+"""Compiled kernels of the exact price backend: shortest paths between experts, and clients that move along them.
+
+Nodes 0 .. m - 1 are the experts; node m is the hub, where unused client slots and the load bounds meet.
+``potential`` has one entry per node; the price of expert j is ``potential[j] - potential[m]``. Throughout, every
+client plays a best response to the potentials, so all arcs of the exchange graph have a reduced cost >= 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, push_arcs, surface
+from fedmoe_sched.solvers._newton_kernels import jit, marginal, wanted_loads
+
+__all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
+
+#: What `augment` returns.
+BALANCED, WINDOW_EXCEEDED, MORE_ARCS, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3, 4
+
+_ROOM = 65_536  # arcs that may be added to the first ones
+
+
+@jit
+def _open_loads(
+    penalty: Any,
+    loads: Any,
+    potential: Any,
+    load_min: Any,
+    load_max: Any,
+    flow: Any,
+    up: Any,
+    down: Any,
+    excess: Any,
+) -> None:
+    """Set the flow from each expert to the hub by complementary slackness, and what is then out of balance."""
+    hub = len(loads)
+    excess[hub] = 0
+    for j in range(hub):
+        low, high = wanted_loads(penalty, j, potential[j] - potential[hub], load_min[j], load_max[j])
+        flow[j] = min(max(loads[j], low), high)
+        excess[j] = loads[j] - flow[j]
+        excess[hub] -= excess[j]
+        _set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
+
+
+@jit
+def _set_marginals(penalty: Any, j: int, flow: int, low: int, high: int, up: Any, down: Any) -> None:
+    """Note what one client more costs expert j, and what one less saves."""
+    up[j] = marginal(penalty, j, flow + 1) if flow < high else np.inf
+    down[j] = marginal(penalty, j, flow) if flow > low else -np.inf
+
+
+@jit
+def _nearest_deficit(  # noqa: PLR0912
+    top: Any,
+    cut: Any,
+    potential: Any,
+    up: Any,
+    down: Any,
+    excess: Any,
+    distance: Any,
+    parent: Any,
+    wanted: Any,
+) -> Any:
+    """Dijkstra from all nodes with a surplus to `wanted` nodes that lack load; return the last one reached, or -1.
+
+    ``parent[v]`` is the node before v, plus the number of nodes where the step moves a load within its bounds and
+    no client.
+    """
+    size = len(excess)
+    hub = size - 1
+    final = np.zeros(size, np.bool_)
+    last = -1
+    for v in range(size):
+        parent[v] = -1
+        distance[v] = 0.0 if excess[v] > 0 else np.inf
+    while True:
+        node = -1
+        nearest = np.inf
+        for v in range(size):
+            if not final[v] and distance[v] < nearest:
+                nearest = distance[v]
+                node = v
+        if node < 0:
+            return last
+        final[node] = True
+        if excess[node] < 0:
+            last = node
+            wanted -= 1
+            if wanted == 0:
+                return last
+        here = potential[node]
+        for v in range(size):
+            length = nearest + max(0.0, min(top[node, v], cut[node, v]) - here + potential[v])
+            if length < distance[v]:
+                distance[v] = length
+                parent[v] = node
+        if node == hub:
+            for v in range(hub):
+                length = nearest + max(0.0, potential[v] - here - down[v])
+                if length < distance[v]:
+                    distance[v] = length
+                    parent[v] = node + size
+        else:
+            length = nearest + max(0.0, up[node] - here + potential[hub])
+            if length < distance[hub]:
+                distance[hub] = length
+                parent[hub] = node + size
+
+
+@jit
+def _room(penalty: Any, j: int, flow: int, rising: bool, low: int, high: int) -> Any:
+    """Units by which the flow of expert j can rise or fall at the same marginal cost."""
+    indptr, _, _, slope = penalty
+    if indptr[j + 1] > indptr[j] + 1 or slope[indptr[j]] > 0.0:
+        return 1
+    return int(high - flow if rising else flow - low)
+
+
+@jit
+def _push_load(
+    penalty: Any,
+    target: int,
+    parent: Any,
+    flow: Any,
+    load_min: Any,
+    load_max: Any,
+    up: Any,
+    down: Any,
+    excess: Any,
+    root: Any,
+    link: Any,
+    moves: Any,
+) -> Any:
+    """Move load along the path to `target`; list the positions (given up, taken) of its arcs; return how many."""
+    size = len(excess)
+    hub = size - 1
+    units = -excess[target]
+    v = target
+    while parent[v] >= 0:
+        node = parent[v]
+        if node < size:
+            units = 1
+        else:
+            node -= size
+            j = node if v == hub else v
+            units = min(units, _room(penalty, j, flow[j], v == hub, load_min[j], load_max[j]))
+        v = node
+    units = min(units, excess[v])
+    excess[v] -= units
+    excess[target] += units
+    n_moves = 0
+    v = target
+    while parent[v] >= 0:
+        node = parent[v]
+        if node < size:
+            at = root[node, v]
+            moves[n_moves, 0] = link[at, GAVE]
+            moves[n_moves, 1] = link[at, TOOK]
+            n_moves += 1
+        else:
+            node -= size
+            j = node if v == hub else v
+            flow[j] += units if v == hub else -units
+            _set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
+        v = node
+    return n_moves
+
+
+@jit
+def _surplus_left(excess: Any) -> bool:
+    """Whether some node has more load than it wants."""
+    for v in range(len(excess)):  # noqa: SIM110, no generators in compiled code
+        if excess[v] > 0:
+            return True
+    return False
+
+
+@jit
+def _left_out(target: int, parent: Any, top: Any, cut: Any, base: Any, window: float) -> Any:
+    """Tell whether the path to `target` needs arcs that are left out: some more, or those beyond the window."""
+    size = len(base)
+    status = BALANCED
+    v = target
+    while parent[v] >= 0:
+        node = parent[v]
+        if node < size and top[node, v] > cut[node, v]:
+            if cut[node, v] >= 0.99 * window + base[node] - base[v]:
+                return WINDOW_EXCEEDED
+            status = MORE_ARCS
+        v = node if node < size else node - size
+    return status
+
+
+@jit
+def augment(  # noqa: PLR0912
+    penalty: Any,
+    indptr: Any,
+    owner: Any,
+    expert: Any,
+    score: Any,
+    held: Any,
+    count: Any,
+    least: Any,
+    most: Any,
+    base: Any,
+    potential: Any,
+    loads: Any,
+    load_min: Any,
+    load_max: Any,
+    window: float,
+    enough: int,
+) -> Any:
+    """Move clients along shortest paths of the exchange graph until every load is in its place.
+
+    Parameters
+    ----------
+    penalty : tuple of ndarray
+    indptr : ndarray, shape (q + 1,), int64
+        Where the candidates of each of the q clients that may move start: positions in the next arrays.
+    owner, expert : ndarray, shape (positions,), int32 and int16
+        Client (0 .. q - 1) and expert of each candidate.
+    score : ndarray, shape (positions,), float64
+    held : ndarray, shape (positions,), bool
+        In and out: whether the client has the expert.
+    count, least, most : ndarray, shape (q,), int16
+        Experts of each client (in and out), and its fewest and most.
+    base, potential : ndarray, shape (m + 1,), float64
+        Potentials for which the window was chosen; potentials now (in and out).
+    loads : ndarray, shape (m,), int64
+        In and out: clients of each expert, those that may not move included.
+    load_min, load_max : ndarray, shape (m,), int64
+    window : float
+        Arcs with a larger reduced cost under `base` are left out; sound while the potentials have moved by no
+        more than this against one another.
+    enough : int
+        About how many arcs of each pair of nodes to look at.
+
+    Returns
+    -------
+    int
+        BALANCED, WINDOW_EXCEEDED (widen it), MORE_ARCS (raise `enough`), NO_PATH (none within the window) or
+        OUT_OF_ROOM (call again).
+    """
+    m = len(loads)
+    size = m + 1
+    cut = np.empty((size, size))
+    room = _ROOM + choose_cuts(indptr, expert, score, held, count, least, most, base, window, enough, cut)
+    key, link = np.empty(room), np.empty((room, 4), np.int32)
+    used, everything = np.int64(0), np.int64(ALL)
+    root = np.full((size, size), -1, np.int32)
+    top = np.full((size, size), np.inf)
+    for i in range(len(least)):
+        used = push_arcs(
+            key, link, used, root, top, cut, indptr[i], indptr[i + 1], expert, score, held,
+            count[i] < most[i], count[i] > least[i], everything, everything,
+        )  # fmt: skip
+    flow, excess = np.zeros(m, np.int64), np.zeros(size, np.int64)
+    up, down = np.empty(m), np.empty(m)
+    _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
+    distance, parent = np.empty(size), np.empty(size, np.int64)
+    moves = np.empty((size, 2), np.int64)
+    while _surplus_left(excess):
+        target = _nearest_deficit(top, cut, potential, up, down, excess, distance, parent, np.int64(1))
+        if target < 0:
+            return NO_PATH
+        missing = _left_out(target, parent, top, cut, base, window)
+        if missing > 0:
+            return missing
+        for v in range(size):
+            potential[v] += max(0.0, distance[target] - distance[v])
+        n_moves = _push_load(
+            penalty, target, parent, flow, load_min, load_max, up, down, excess, root, link, moves
+        )
+        needed = used
+        for at in range(n_moves):
+            client = owner[max(moves[at, 0], moves[at, 1])]
+            needed += 3 * (indptr[client + 1] - indptr[client])
+        if needed > room:
+            return OUT_OF_ROOM
+        for at in range(n_moves):
+            gave, took = moves[at]
+            client = owner[max(gave, took)]
+            if gave >= 0:
+                held[gave] = False
+                count[client] -= 1
+                loads[expert[gave]] -= 1
+            if took >= 0:
+                held[took] = True
+                count[client] += 1
+                loads[expert[took]] += 1
+        for at in range(n_moves):
+            gave, took = moves[at]
+            client = np.int64(owner[max(gave, took)])
+            tail = np.int64(expert[gave]) if gave >= 0 else np.int64(m)
+            head = np.int64(expert[took]) if took >= 0 else np.int64(m)
+            for node in range(size):
+                surface(key, link, root, top, owner, held, count, least, most, client, tail, node)
+                surface(key, link, root, top, owner, held, count, least, most, client, node, head)
+                if gave < 0 or took < 0:
+                    surface(key, link, root, top, owner, held, count, least, most, client, np.int64(m), node)
+                    surface(key, link, root, top, owner, held, count, least, most, client, node, np.int64(m))
+        for at in range(n_moves):
+            gave, took = moves[at]
+            client = owner[max(gave, took)]
+            used = push_arcs(
+                key, link, used, root, top, cut, indptr[client], indptr[client + 1], expert, score, held,
+                count[client] < most[client], count[client] > least[client], gave, took,
+            )  # fmt: skip
+    return BALANCED
+
+
+@jit
+def jump(penalty: Any, cost: Any, potential: Any, loads: Any, load_min: Any, load_max: Any) -> Any:
+    """Raise the potentials until every deficit is reached over arcs that cost nothing, of all clients.
+
+    Parameters
+    ----------
+    penalty : tuple of ndarray
+    cost : ndarray, shape (m + 1, m + 1), float64
+        As `exchange_costs` finds them, under `potential`.
+    potential : ndarray, shape (m + 1,), float64
+        In and out.
+    loads, load_min, load_max : ndarray, shape (m,), int64
+
+    Returns
+    -------
+    int
+        Units of load that are out of place; -1 if some of them cannot be brought into place by any path.
+    """
+    m = len(loads)
+    flow, excess = np.zeros(m, np.int64), np.zeros(m + 1, np.int64)
+    up, down = np.empty(m), np.empty(m)
+    _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
+    distance, parent = np.empty(m + 1), np.empty(m + 1, np.int64)
+    for j in range(m):
+        up[j] -= potential[j] - potential[m]
+        down[j] -= potential[j] - potential[m]
+    target = _nearest_deficit(cost, cost, np.zeros(m + 1), up, down, excess, distance, parent, np.int64(m + 1))
+    if target < 0:
+        return -1
+    off = 0
+    for v in range(m + 1):
+        potential[v] += max(0.0, distance[target] - distance[v])
+        off += max(0, excess[v])
+    return off

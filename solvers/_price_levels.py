@@ -1,0 +1,422 @@
+"""The clients that the exact price backend looks at: samples, all of them, and those that may still move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, read_only
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.solvers._newton_kernels import limit_step, newton_step, quantile, surplus
+from fedmoe_sched.solvers._path_kernels import BALANCED, MORE_ARCS, OUT_OF_ROOM, augment, jump
+from fedmoe_sched.solvers._response_kernels import (
+    candidates,
+    exchange_costs,
+    keep_rows,
+    respond,
+    respond_rows,
+    write_rows,
+)
+
+__all__ = ["Level", "Prices", "Run", "Ties"]
+
+_STALLED = 4  # Newton steps without a tenth less surplus before paths take over
+_MOST_NEWTON_STEPS = 40
+_MOST_TRUST = 64.0  # in units of the reach
+_PROBED = 2048  # clients looked at to tell whether scores are quantised
+_BLOCK_CLIENTS = 8192  # unit of work of a thread
+_MOST_BLOCKS = 16  # of passes that need a matrix of costs, or a list of candidates, for each block
+_CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of the clients
+_CANDIDATES_PER_MICROSECOND = 50
+_MOST_MOVERS = 50_000
+_TIE_WINDOW = 16.0  # exchanges between ties cost less than this, in units of the perturbation
+
+_ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
+
+Prices: TypeAlias = npt.NDArray[np.float64]
+#: Runs a function on block numbers, in threads or not.
+Run: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ties:
+    """Perturbation of the scores that spreads the clients of a tie.
+
+    Parameters
+    ----------
+    table : ndarray, shape (T + m,)
+        Noise in [0, 1); each client reads m numbers in a row from a place of its own.
+    size : float
+        What the noise is multiplied by; 0 where there are no ties.
+    quantum : float
+        Typical distance of scores that differ; 0 where none do.
+    finest : float
+        Differences of scores below this are not told apart.
+    """
+
+    table: Prices
+    size: float
+    quantum: float
+    finest: float
+
+    _ENTRIES: ClassVar[int] = 2**16
+    _RELATIVE_SIZE: ClassVar[float] = 2.0**-36  # of the largest score
+
+    @classmethod
+    def none(cls, m: int) -> Ties:
+        """No perturbation."""
+        return cls(np.zeros(m + 1), 0.0, 0.0, float(np.finfo(np.float64).tiny))
+
+    @classmethod
+    def of(cls, problem: AssignmentProblem, rng: np.random.Generator) -> Ties:
+        """Draw a perturbation, if a probe of the clients says that scores, or their differences, are quantised."""
+        n, m = problem.shape
+        probe = problem.desirability[:: max(1, n // _PROBED)].astype(np.float64)
+        size = (float(abs(probe).max()) or 1e-12) * cls._RELATIVE_SIZE
+        finest = max(size / 256, float(np.finfo(np.float64).tiny))
+        columns = np.linspace(0, m - 1, min(m, 4)).astype(np.int64)
+        differences = [probe[:, columns[0]], *(probe[:, columns[:-1]] - probe[:, columns[1:]]).T]
+        gaps = [np.diff(np.unique(values)) for values in differences]
+        if all(len(gap) > len(probe) / 2 for gap in gaps):
+            return cls(np.zeros(m + 1), 0.0, 0.0, finest)
+        steps = np.concatenate(gaps)
+        steps = steps[steps > 4096 * size]  # what rounding makes of equal steps is not a step
+        quantum = float(np.median(steps)) if len(steps) else 0.0
+        return cls(rng.random(cls._ENTRIES + m), size, quantum, finest)
+
+
+class _Clients:
+    """What Newton's method needs of clients: their response to prices, and which are nearly indifferent."""
+
+    penalty: Any
+    prices: Prices
+    loads: IntArray
+    load_min: IntArray
+    load_max: IntArray
+    excess: IntArray
+    slack: npt.NDArray[np.float32]
+    arcs: npt.NDArray[np.int16]
+    close_enough: float
+    finest: float
+    reach: float
+
+    def respond(self, prices: Prices) -> int:
+        """Let every client play its best response; return the surplus."""
+        raise NotImplementedError
+
+    def surplus(self) -> int:
+        """Compare the loads with what complementary slackness asks for; return the sum of the differences."""
+        return int(surplus(self.penalty, self.prices, self.loads, self.load_min, self.load_max, self.excess))
+
+    def approach(self, furthest: float = np.inf) -> int:
+        """Improve the prices by Newton steps until paths are the cheaper way on; return the surplus.
+
+        Parameters
+        ----------
+        furthest : float
+            Stop before the prices move by more than this against one another.
+        """
+        base, step = self.prices, np.empty(len(self.prices))
+        off = self.surplus()
+        trust, goal, stalled = 8.0, 0.9 * off, 0
+        bounds = (self.load_min, self.load_max)
+        for _ in range(_MOST_NEWTON_STEPS):
+            if off / 2 <= self.close_enough or trust < 0.02 or stalled == _STALLED:
+                break
+            prices = self.prices
+            self.reach = newton_step(
+                self.penalty,
+                prices,
+                self.loads,
+                *bounds,
+                self.excess,
+                self.slack,
+                self.arcs,
+                self.finest,
+                trust,
+                step,
+            )
+            moved = limit_step(self.penalty, prices, self.loads, self.excess, *bounds, step)
+            np.subtract(moved, prices, out=step)
+            if _spread(moved - base) > furthest:
+                break
+            slope = float(step @ self.excess)
+            off_there = self.respond(moved)
+            slope_there = float(step @ self.excess)
+            if slope_there >= -0.5 * slope:
+                # The dual is convex: where its slope along the step has hardly turned, it is lower.
+                off = off_there
+                if slope_there > 0.9 * slope and trust == _MOST_TRUST:
+                    break  # a ray, whose end is far off on this scale
+                trust = min(_MOST_TRUST, (4 if slope_there > 0.5 * slope else 2) * trust)
+            else:
+                off = self.respond(prices + step * (slope / (slope - slope_there)))
+                trust /= 2
+                if float(step @ self.excess) < -0.5 * slope:
+                    off = self.respond(prices)
+                    trust /= 4
+            stalled += 1
+            if off < goal:
+                goal, stalled = 0.9 * off, 0
+        return off
+
+
+class Level(_Clients):
+    """One sample of the clients, or all of them, with their best responses to the prices."""
+
+    def __init__(self, problem: AssignmentProblem, ties: Ties, rows: IntArray | None, run: Run) -> None:
+        n, m = problem.shape
+        size = n if rows is None else len(rows)
+        self._scores, self._eligible = problem.desirability, problem.eligible
+        least, most = problem.min_experts, problem.slots
+        low, high = problem.load_min, np.minimum(problem.load_max, n)
+        self.close_enough = _paths_per_step(n * m / _CELLS_PER_MICROSECOND, m)
+        if rows is not None:
+            self._scores = read_only(_readable(self._scores[rows]))
+            self._eligible = None if self._eligible is None else read_only(self._eligible[rows])
+            least, most = least[rows], most[rows]
+            low = np.floor(low * (size / n)).astype(np.int64)
+            high = np.ceil(high * (size / n)).astype(np.int64)
+            # Loads of a sample scatter by about the square root: it is useless to balance them any better.
+            self.close_enough = 0.25 * float(np.sqrt(high).sum())
+        # Copies, always: a kernel is compiled once more for arrays that are read-only.
+        self.least, self.most = least.astype(np.int16), most.astype(np.int16)
+        self.load_min, self.load_max = low.copy(), high.copy()
+        self.penalty = _penalty(problem)
+        self.ties, self.finest = ties, ties.finest
+        self._noise = ties.size
+        self._run = run
+        widest = max(1, int(self.most.max(initial=1)))
+        self.choice = np.empty((size, widest), dtype=np.int16)
+        self.count = np.zeros(size, dtype=np.int16)
+        self.slack = np.full(size, -1.0, dtype=np.float32)
+        self.arcs = np.empty((size, 2), dtype=np.int16)
+        self.loads = np.zeros(m, dtype=np.int64)
+        self.excess = np.zeros(m, dtype=np.int64)
+        self.prices = np.zeros(m)
+        self.reach = 0.0
+
+    def _in_blocks(self, kernel: Callable[..., Any], most_blocks: int | None = None) -> list[Any]:
+        """Call ``kernel(number, part, scores, eligible, first)`` for every block of clients."""
+        size = len(self.slack)
+        step = max(_BLOCK_CLIENTS, 0 if most_blocks is None else -(-size // most_blocks))
+
+        def block(number: int) -> Any:
+            start = number * step
+            part = slice(start, min(size, start + step))
+            eligible = _ALL_ELIGIBLE if self._eligible is None else self._eligible[part]
+            return kernel(number, part, _readable(self._scores[part]), eligible, start)
+
+        numbers = range(-(-size // step))
+        return list(map(block, numbers) if len(numbers) == 1 else self._run(block, numbers))
+
+    def respond(self, prices: Prices, noise: float | None = None) -> int:
+        """Let every client play its best response, with a noise of the size of that of the ties unless given."""
+        noise = self.ties.size if noise is None else noise
+        # The noise moves two experts against each other by at most its size.
+        drift = _spread(prices - self.prices) + abs(noise - self._noise)
+        drift += 1e-15 * float(abs(prices).max() + abs(self.prices).max())
+        settled = drift + 2 * self.reach
+        loads = np.zeros((-(-len(self.slack) // _BLOCK_CLIENTS), len(prices)), dtype=np.int64)
+
+        def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> None:
+            respond(
+                scores, eligible, self.ties.table, noise, first, prices, self.least[part], self.most[part], drift,
+                settled, self.choice[part], self.count[part], self.slack[part], self.arcs[part], loads[number],
+            )  # fmt: skip
+
+        self._in_blocks(block)
+        self.loads += loads.sum(axis=0)
+        self.prices, self._noise = prices, noise
+        return self.surplus()
+
+    def respond_smoothly(self, prices: Prices) -> None:
+        """Let the first clients choose: with a noise as large as the steps of the scores at first, then less."""
+        for noise in (self.ties.quantum, self.ties.quantum / 16) if self.ties.quantum else (self.ties.size,):
+            self.respond(prices, noise)
+            self.approach()
+            prices = self.prices
+        self.respond(prices)
+
+    def settle(self, window: float = 0.0, *, only_prices: bool = False) -> bool:
+        """Find the optimum; False if there is no feasible assignment.
+
+        Parameters
+        ----------
+        window : float
+            At first, leave no exchange out that costs less than this.
+        only_prices : bool
+            Be content with prices that are as good as the sample.
+        """
+        if window < np.inf and not self.ties.size:
+            self.approach()
+            if only_prices:
+                return True
+        bounds = (self.load_min, self.load_max)
+        while True:
+            movers = _Movers(self, max(window, self._window()))
+            status = movers.settle()
+            self._take(movers)
+            if status == BALANCED:
+                return True
+            window = movers.window
+            if window == np.inf:
+                return False
+            window = self._wider(len(movers.positions), window)
+            if window > 0:
+                continue
+            potential = np.append(self.prices, 0.0)
+            off = jump(self.penalty, self._exchange_costs(), potential, self.loads, *bounds)
+            if off < 0:
+                return False
+            self.prices = potential[:-1] - potential[-1]
+            self._exchange_costs()
+            self.surplus()
+            if not self.ties.size and off > 2 * self.close_enough:
+                self.approach()
+
+    def _window(self) -> float:
+        """Choose which exchanges to look at first: enough of them for what is out of place, and all ties."""
+        size, m = len(self.slack), len(self.prices)
+        wanted = 4 * int(abs(self.excess).sum()) + 4 * m
+        return max(quantile(self.slack, min(wanted, size // 4)), _TIE_WINDOW * self.ties.size)
+
+    def _wider(self, movers: int, window: float) -> float:
+        """Choose the next window: one with twice the clients; 0 if that is too many or too wide: jump."""
+        size = len(self.slack)
+        if movers > _MOST_MOVERS + size // 8:
+            return 0.0
+        wider = max(2 * window, quantile(self.slack, min(size - 1, 2 * movers + 64)))
+        return wider if wider < 64 * window else 0.0
+
+    def _take(self, movers: _Movers) -> None:
+        """Take over what the movers found."""
+        keep_rows(movers.positions, movers.indptr, movers.expert, movers.held, self.choice, self.count)
+        drift = _spread(movers.prices - self.prices) * (1 + 1e-6)
+        np.maximum(self.slack - np.float32(drift), 0, out=self.slack)
+        self.slack[movers.positions] = 0.0
+        self.prices, self.loads = movers.prices, movers.loads
+        self.surplus()
+
+    def candidates(self, window: float) -> tuple[IntArray, tuple[Any, ...]]:
+        """List the clients with a slack of at most `window`, and their candidates; see `_path_kernels.augment`."""
+        sizes = np.zeros(len(self.slack), dtype=np.int64)
+        totals = np.zeros(_MOST_BLOCKS + 1, dtype=np.int64)
+        lists = (np.empty(0, dtype=np.int16), np.empty(0), np.empty(0, dtype=np.bool_))
+
+        def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> int:
+            place = slice(totals[number], totals[number + 1])
+            return int(candidates(
+                scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
+                self.most[part], self.choice[part], self.count[part], self.slack[part], window, sizes[part],
+                *(a[place] for a in lists),
+            ))  # fmt: skip
+
+        found = self._in_blocks(block, _MOST_BLOCKS)
+        np.cumsum(found, out=totals[1 : len(found) + 1])
+        total = totals[len(found)]
+        lists = (np.empty(total, dtype=np.int16), np.empty(total), np.empty(total, dtype=np.bool_))
+        if total:
+            self._in_blocks(block, _MOST_BLOCKS)
+        positions = np.flatnonzero(sizes)
+        return positions, (sizes[positions], *lists)
+
+    def _exchange_costs(self) -> Prices:
+        """Find the cheapest exchanges of all clients, and everyone's slack at the prices as they are."""
+        nodes = len(self.prices) + 1
+        costs = np.full((_MOST_BLOCKS, nodes, nodes), np.inf)
+
+        def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> None:
+            exchange_costs(
+                scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
+                self.most[part], self.choice[part], self.count[part], self.slack[part], self.arcs[part],
+                costs[number],
+            )  # fmt: skip
+
+        self._in_blocks(block, _MOST_BLOCKS)
+        least: Prices = costs.min(axis=0)
+        return least
+
+    def assignment(self) -> Assignment:
+        """Return the choices of all clients."""
+        indptr = np.zeros(len(self.count) + 1, dtype=np.int64)
+        np.cumsum(self.count, out=indptr[1:])
+        indices = np.empty(indptr[-1], dtype=np.int64)
+        write_rows(self.choice, self.count, indptr, indices)
+        return Assignment(indptr, indices, len(self.prices))
+
+
+class _Movers(_Clients):
+    """The clients of a level that may still change their minds, with the few experts that come into question."""
+
+    def __init__(self, level: Level, window: float) -> None:
+        self.positions, (sizes, self.expert, self.score, self.held) = level.candidates(window)
+        size = len(self.positions)
+        self.window = window
+        self.indptr = np.zeros(size + 1, dtype=np.int64)
+        np.cumsum(sizes, out=self.indptr[1:])
+        self.count = level.count[self.positions]
+        self.least, self.most = level.least[self.positions], level.most[self.positions]
+        self.slack, self.arcs = level.slack[self.positions], level.arcs[self.positions]
+        self.penalty, self.load_min, self.load_max = level.penalty, level.load_min, level.load_max
+        self.prices, self.loads, self.excess = level.prices, level.loads.copy(), level.excess.copy()
+        self.ties, self.finest, self.reach = level.ties, level.finest, 0.0
+        self.close_enough = _paths_per_step(len(self.score) / _CANDIDATES_PER_MICROSECOND, len(self.prices))
+
+    def respond(self, prices: Prices) -> int:
+        """Let every mover play its best response."""
+        respond_rows(
+            self.indptr, self.expert, self.score, self.held, self.count, self.least, self.most, prices,
+            self.slack, self.arcs, self.loads,
+        )  # fmt: skip
+        self.prices = prices
+        return self.surplus()
+
+    def settle(self) -> int:
+        """Move along shortest paths; return a status of `_path_kernels.augment`."""
+        base, window = self.prices, self.window
+        if self.ties.size and window < 1e6 * self.ties.size:
+            self.approach(window / 2)
+            window -= _spread(self.prices - base)
+        m = len(self.prices)
+        owner = np.repeat(np.arange(len(self.positions), dtype=np.int32), np.diff(self.indptr))
+        potential = np.append(self.prices, 0.0)
+        base = potential.copy()
+        enough = 16 + int(abs(self.excess).sum()) // m
+        status = OUT_OF_ROOM
+        while status in (OUT_OF_ROOM, MORE_ARCS):
+            status = augment(
+                self.penalty, self.indptr, owner, self.expert, self.score, self.held, self.count, self.least,
+                self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough,
+            )  # fmt: skip
+            if status == MORE_ARCS:
+                enough *= 8
+        self.prices = potential[:m] - potential[m]
+        return int(status)
+
+
+def _readable(part: FloatArray) -> FloatArray:
+    """Return scores as the kernels take them: contiguous, read-only, of a type that processors compute with."""
+    if part.dtype == np.float16:
+        part = part.astype(np.float32)
+    return read_only(np.ascontiguousarray(part))
+
+
+def _penalty(problem: AssignmentProblem) -> tuple[IntArray, IntArray, Prices, Prices]:
+    m = problem.n_experts
+    return np.arange(m + 1), np.ones(m, dtype=np.int64), np.zeros(m), np.zeros(m)
+
+
+def _paths_per_step(microseconds: float, m: int) -> float:
+    """Return how many shortest paths take as long as a Newton step, beside its `microseconds` over the clients."""
+    return (50 + microseconds + m**3 / 4000) / (1 + m**2 / 600)
+
+
+def _spread(moved: Prices) -> float:
+    """By how much prices move against one another, and against the hub, which does not move."""
+    return float(max(moved.max(), 0.0) - min(moved.min(), 0.0))
