@@ -55,10 +55,11 @@ def desirability(
 
     Returns
     -------
-    ndarray, shape (n, m), of the dtype of `fitness`
+    ndarray, shape (n, m), of the dtype of `fitness`; float32 for float16, whose own arithmetic is too coarse
     """
-    scores = fitness * fitness.dtype.type(fitness_weight)
-    scores -= (usage_weight * usage_share(usage)).astype(fitness.dtype)
+    dtype = np.promote_types(fitness.dtype, np.float32)
+    scores: FloatArray = np.multiply(fitness, dtype.type(fitness_weight), dtype=dtype)
+    scores -= (usage_weight * usage_share(usage)).astype(dtype)
     return scores
 
 

@@ -43,10 +43,8 @@ class Greedy(Solver[_Model]):
     def run(self, model: _Model, limits: Limits) -> None:
         """Rank each client's experts and take the first ones."""
         problem = model.problem
-        chosen = np.zeros(problem.shape, dtype=np.bool_)
-        for block in problem.blocks():
-            chosen[block] = _top_ranked(problem, block)
-        model.assignment = Assignment.from_mask(chosen)
+        chosen = (_top_ranked(problem, block) for block in problem.blocks())
+        model.assignment = Assignment.from_mask_blocks(chosen, problem.n_experts)
 
     def read(self, model: _Model) -> Answer:
         """Hand over the assignment; where no load is bounded, prices of zero prove it optimal."""
@@ -62,7 +60,7 @@ def _top_ranked(problem: AssignmentProblem, block: slice) -> npt.NDArray[np.bool
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     rank = np.arange(problem.n_experts)
-    least = np.minimum(problem.min_experts, problem.slots)[block, None]
+    least = np.minimum(problem.min_experts[block], problem.slots[block])[:, None]
     wanted = (rank < least) | ((rank < problem.slots[block, None]) & (ranked > 0))
     taken = np.zeros_like(wanted)
     np.put_along_axis(taken, order, wanted, axis=1)

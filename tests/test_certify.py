@@ -150,7 +150,7 @@ def test_bound_is_the_same_however_the_clients_are_cut_into_blocks(monkeypatch):
     problem = clustered(50, 4)
     prices = solve(problem).prices
     whole = dual_bound(problem, prices)
-    monkeypatch.setattr("fedmoe_sched.problem._BLOCK_CELLS", 28)
+    monkeypatch.setattr("fedmoe_sched._arrays._BLOCK_CELLS", 28)
     assert len(list(problem.blocks())) == 8
     assert dual_bound(problem, prices) == pytest.approx(whole, rel=1e-12)
 
