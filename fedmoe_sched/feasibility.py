@@ -210,9 +210,7 @@ def _spread_is_feasible(problem: AssignmentProblem) -> bool:
     """
     if (problem.min_experts > problem.slots).any():
         return False
-    counts = np.maximum(problem.eligible_counts, 1)
-    base = _even_loads(problem, problem.min_experts / counts)
-    extra = _even_loads(problem, (problem.slots - problem.min_experts) / counts)
+    base, extra = _even_loads(problem)
     rounding = 1e-9 * (1 + base + extra)
     low, high = problem.load_min + rounding - base, problem.load_max - rounding - base
     # Clients take their fewest experts plus the same share t in [0, 1] of what more they could take.
@@ -222,13 +220,23 @@ def _spread_is_feasible(problem: AssignmentProblem) -> bool:
     return max(0.0, float(at_least.max())) <= min(1.0, float(at_most.min()))
 
 
-def _even_loads(problem: AssignmentProblem, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Load of each expert if every client gives `share` of itself to each of its eligible experts."""
+def _even_loads(problem: AssignmentProblem) -> npt.NDArray[np.float64]:
+    """Spread every client's fewest places, and what more it could take, evenly over its eligible experts.
+
+    Returns
+    -------
+    loads : ndarray, shape (2, m), float64
+    """
+    loads = np.zeros((2, problem.n_experts))
     if problem.eligible is None:
-        return np.full(problem.n_experts, share.sum())
-    loads = np.zeros(problem.n_experts)
+        total = int(problem.min_experts.sum())
+        loads += np.array([[total], [int(problem.slots.sum()) - total]]) / problem.n_experts
+        return loads
     for block in problem.blocks():
-        loads += share[block] @ problem.eligible[block]
+        open_ = problem.eligible[block].astype(np.float64)
+        least = problem.min_experts[block]
+        places = np.stack([least, problem.slots[block] - least])
+        loads += (places / np.maximum(open_.sum(axis=1), 1)) @ open_
     return loads
 
 
