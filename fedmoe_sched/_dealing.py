@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import BoolArray, IntArray, row_blocks
 from fedmoe_sched.problem import AssignmentProblem
 
-__all__ = ["Cut", "Groups", "deal", "group_clients"]
+__all__ = ["Cut", "Groups", "deal", "deal_loads", "group_clients"]
 
 _ENDLESS = np.iinfo(np.int64).max
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
@@ -128,25 +128,77 @@ def deal(groups: Groups, load_min: IntArray, load_max: IntArray) -> Cut | None:
         None: it can be done.
     """
     table = _Table(groups)
-    for overfull in (True, False):
-        # Nothing leads out of the experts that cannot be relieved, or into those that cannot get more, whatever
-        # is moved between the others: all of them together are one cut.
-        stuck = np.zeros(len(load_min) + 1, dtype=np.bool_)
-        while True:
-            spare = load_max - table.loads if overfull else table.loads - load_min
-            wrong = np.where(stuck[:-1], 0, -spare)
-            node = int(np.argmax(wrong))
-            if wrong[node] <= 0:
-                break
-            worth = np.append(spare, _ENDLESS)
-            path, reached = _shortest_path((table.links if overfull else table.links.T) > 0, node, worth)
-            if path:
-                table.shift(path if overfull else path[::-1], min(int(wrong[node]), int(worth[path[-1]])))
-            else:
-                stuck |= reached
+    for overfull, bounds in ((True, load_max), (False, load_min)):
+        stuck = _approach(table, bounds, overfull=overfull)
         if stuck.any():
             return table.cut(stuck, overfull=overfull)
     return None
+
+
+def deal_loads(
+    groups: Groups, soft: tuple[IntArray, IntArray], hard: tuple[IntArray, IntArray]
+) -> IntArray | None:
+    """Find loads that keep the hard bounds and miss the soft ones by the fewest places in total, spread evenly.
+
+    Parameters
+    ----------
+    groups : Groups
+        None of whose clients must take more experts than are open to it.
+    soft, hard : (ndarray, ndarray), each of shape (m,), int64
+        Fewest and most clients of each expert; the soft bounds lie within the hard ones.
+
+    Returns
+    -------
+    ndarray, shape (m,), int64, or None
+        None: the hard bounds cannot be kept.
+    """
+    table = _Table(groups)
+    sides = ((True, soft[1], hard[1]), (False, soft[0], hard[0]))
+    for overfull, _, most in sides:
+        if _approach(table, most, overfull=overfull).any():
+            return None
+    # What is left stuck then is the least there is: no path leads from a place too many, or from any place that
+    # may be given up, to where it is missing, and the sum of the violations is convex in the loads.
+    for overfull, wished, _ in sides:
+        _approach(table, wished, overfull=overfull)
+    for overfull, wished, most in sides:
+        _even_out(table, wished, most, overfull=overfull)
+    return table.loads
+
+
+def _approach(table: _Table, bounds: IntArray, *, overfull: bool) -> BoolArray:
+    """Move places away from experts above their bounds (``overfull``), or to experts below them, while possible.
+
+    Returns
+    -------
+    ndarray, shape (m + 1,), bool
+        Nodes that nothing leads out of, or into, among them all experts that are still out of bounds. Moves
+        between other nodes never change that: together they are one cut.
+    """
+    stuck = np.zeros(len(bounds) + 1, dtype=np.bool_)
+    while True:
+        spare = bounds - table.loads if overfull else table.loads - bounds
+        wrong = np.where(stuck[:-1], 0, -spare)
+        node = int(np.argmax(wrong))
+        if wrong[node] <= 0:
+            return stuck
+        worth = np.minimum(np.append(spare, _ENDLESS), wrong[node])
+        reached = table.move(node, worth, overfull=overfull)
+        if reached is not None:
+            stuck |= reached
+
+
+def _even_out(table: _Table, wished: IntArray, most: IntArray, *, overfull: bool) -> None:
+    """Share what is beyond the wished bounds among the experts that can share it, none of them beyond `most`."""
+    sign = 1 if overfull else -1
+    done = np.zeros(len(wished), dtype=np.bool_)
+    while True:
+        beyond = sign * (table.loads - wished)
+        node = int(np.argmax(np.where(done, 0, beyond)))
+        if done[node] or beyond[node] < 2:
+            return
+        worth = np.minimum((beyond[node] - beyond) // 2, sign * (most - table.loads))
+        done[node] = table.move(node, np.append(worth, 0), overfull=overfull) is not None
 
 
 def _shortest_path(arcs: BoolArray, start: int, worth: IntArray) -> tuple[list[int], BoolArray]:
@@ -201,7 +253,7 @@ class _Table:
             starts = np.arange(block.start, block.stop) % m
             np.multiply(_first_open(open_, starts, groups.most[block]), size, out=self._held[:m, block])
             self.links += self._links_of(block)
-        self.loads = self._held[:m].sum(axis=1, dtype=np.int64)
+        self.loads: IntArray = self._held[:m].sum(axis=1, dtype=np.int64)
 
     def _links_of(self, columns: slice | IntArray) -> IntArray:
         held, limit = self._held[:, columns], self._limit[:, columns]
@@ -209,6 +261,18 @@ class _Table:
         have, may = (held > 0).astype(np.float32), (held < limit).astype(np.float32)
         links: IntArray = (have @ may.T).astype(np.int64)
         return links
+
+    def move(self, node: int, worth: IntArray, *, overfull: bool) -> BoolArray | None:
+        """Move places from `node` (``overfull``), or to it, along a shortest path to a node of positive worth.
+
+        No more places than that node is worth. Returns None, or the nodes that were reached if there is no path.
+        """
+        arcs = self.links if overfull else self.links.T
+        path, reached = _shortest_path(arcs > 0, node, worth)
+        if not path:
+            return reached
+        self.shift(path if overfull else path[::-1], int(worth[path[-1]]))
+        return None
 
     def shift(self, path: list[int], most: int) -> None:
         """Move places along the arcs of `path`, as many as all of them allow, but no more than `most`."""

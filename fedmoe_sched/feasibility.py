@@ -1,10 +1,10 @@
 """Can the bounds be met at all? If not: which ones exclude one another, and the least widening that helps.
 
-Clients with the same bounds and the same eligible experts are interchangeable, so feasibility is a flow problem
-on groups of clients: a group's places at an expert can always be dealt out to its members in turn, which gives
-each of them within one of the group's mean. A million clients that may train everything make a network of a
-handful of nodes. Feasibility with lower bounds is a maximum flow (Ahuja, Magnanti and Orlin, *Network Flows*,
-section 6.7); a cut that is too small names the conflict (Hoffman's circulation theorem).
+Feasibility with lower bounds is a maximum flow (Ahuja, Magnanti and Orlin, *Network Flows*, section 6.7); a cut
+that is too small names the conflict (Hoffman's circulation theorem). Clients with the same bounds and the same
+eligible experts are interchangeable: a group's places at an expert can always be dealt out to its members in turn,
+which gives each of them within one of the group's mean. A million clients that may train everything make a network
+of a handful of nodes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
-from fedmoe_sched._dealing import deal, group_clients
+from fedmoe_sched._dealing import deal, deal_loads, group_clients
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict, Relaxation
 
 __all__ = ["find_conflict", "widen_load_bounds"]
 
 _NAMED = 10  # how many clients or experts a message names one by one
-
-# Costs of the widening flow: of one place, and how many steps they rise by with the distance from the bound.
-_UNIT = 1000
-_STEPS = 8
 
 
 def find_conflict(problem: AssignmentProblem) -> Conflict | None:
@@ -188,39 +184,10 @@ def widen_load_bounds(
 
 
 def _least_violating_loads(problem: AssignmentProblem, hard_min: IntArray, hard_max: IntArray) -> IntArray | None:
-    """Return the loads of a flow with the least total violation; None if the hard bounds cannot be met."""
-    from ortools.graph.python import min_cost_flow
-
-    groups = group_clients(problem)
-    g, m = groups.open.shape
-    n = problem.n_clients
-    group_nodes, expert_nodes, hub = np.arange(g), g + np.arange(m), g + m
-    at_group, at_expert = np.nonzero(groups.open)
-    need = groups.size * groups.least
-    flow = min_cost_flow.SimpleMinCostFlow()
-
-    def add(tails: IntArray, heads: IntArray, capacities: IntArray, cost: int) -> npt.NDArray[np.int32]:
-        costs = np.full(len(tails), cost, dtype=np.int64)
-        arcs: npt.NDArray[np.int32] = flow.add_arcs_with_capacity_and_unit_cost(tails, heads, capacities, costs)
-        return arcs
-
-    add(np.full(g, hub), group_nodes, groups.size * groups.most - need, 0)
-    add(group_nodes[at_group], expert_nodes[at_expert], groups.size[at_group], 0)
-    hubs = np.full(m, hub)
-    # No expert gets more than n clients: sums of bounds that stand for "no limit" would overflow.
-    out = [add(expert_nodes, hubs, np.minimum(problem.load_max - problem.load_min, n), 0)]
-    # A missing or an excess place costs _UNIT, and a little more the farther it is from the bound: the fewest
-    # places in total first, then evenly spread.
-    below, beyond = problem.load_min - hard_min, hard_max - problem.load_max
-    width = max(1, -(-n // (m << (_STEPS - 1))))
-    for step in range(_STEPS):
-        size = width << step if step < _STEPS - 1 else n
-        out.append(add(expert_nodes, hubs, np.minimum(below, size), -_UNIT - step))
-        out.append(add(expert_nodes, hubs, np.minimum(beyond, size), _UNIT + step))
-        below, beyond = np.maximum(below - size, 0), np.maximum(beyond - size, 0)
-    flow.set_nodes_supplies(group_nodes, need)
-    flow.set_nodes_supplies(expert_nodes, -hard_min)
-    flow.set_nodes_supplies(np.array([hub]), np.array([int(hard_min.sum()) - int(need.sum())]))
-    if flow.solve() != flow.OPTIMAL:
+    """Return loads with the least total violation; None if the hard bounds cannot be met."""
+    if (problem.min_experts > problem.slots).any():
         return None
-    return sum((flow.flows(arcs) for arcs in out), start=hard_min.astype(np.int64))
+    # No expert gets more than n clients; any more stands for "no limit".
+    n = problem.n_clients
+    soft = problem.load_min, np.minimum(problem.load_max, n)
+    return deal_loads(group_clients(problem), soft, (hard_min, np.minimum(hard_max, n)))
