@@ -224,3 +224,20 @@ def test_bound_does_not_depend_on_the_number_of_threads(monkeypatch, dtype):
     for row, most in zip(-np.sort(-reduced, axis=1), problem.capacity, strict=True):
         plain += row[:most][row[:most] > 0].sum()
     assert bounds.pop() == pytest.approx(plain, rel=1e-13)
+
+
+def test_counts_are_copied_unless_nobody_can_write_to_them():
+    capacity = np.array([1, 2, 3], dtype=np.int64)
+    problem = AssignmentProblem(np.zeros((3, 2)), capacity)
+    capacity[0] = 9
+    assert problem.capacity.tolist() == [1, 2, 3]
+    frozen = capacity.view()
+    frozen.flags.writeable = False
+    later = problem.replace(capacity=frozen)
+    capacity[0] = 7
+    assert later.capacity.tolist() == [9, 2, 3]
+    again = problem.replace(min_experts=problem.slots)
+    assert np.shares_memory(again.capacity, problem.capacity)
+    for array in (again.capacity, again.min_experts, again.slots, again.eligible_counts):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
