@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -67,18 +68,33 @@ class Assignment:
     @classmethod
     def from_mask(cls, mask: BoolArray) -> Assignment:
         """Build from a boolean matrix of shape (n, m)."""
-        indptr = np.zeros(mask.shape[0] + 1, dtype=np.int64)
-        np.cumsum(mask.sum(axis=1, dtype=np.int64), out=indptr[1:])
-        return cls(indptr, np.nonzero(mask)[1].astype(np.int64, copy=False), mask.shape[1])
+        return cls.from_mask_blocks([mask], mask.shape[1])
+
+    @classmethod
+    def from_mask_blocks(cls, masks: Iterable[BoolArray], n_experts: int) -> Assignment:
+        """Build from boolean matrices of some clients each, in order, of which only one need exist at a time.
+
+        Parameters
+        ----------
+        masks : iterable of ndarray, each of shape (some clients, m)
+        n_experts : int
+            m.
+        """
+        counts, indices = [np.zeros(1, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for mask in masks:
+            counts.append(np.count_nonzero(mask, axis=1))
+            indices.append(np.nonzero(mask)[1])
+        indptr = np.concatenate(counts, dtype=np.int64)
+        return cls(np.cumsum(indptr, out=indptr), np.concatenate(indices, dtype=np.int64), n_experts)
 
     @property
     def n_clients(self) -> int:
         """The number of clients n."""
         return len(self.indptr) - 1
 
-    @cached_property
+    @property
     def counts(self) -> IntArray:
-        """Experts of each client; shape (n,), int64."""
+        """Experts of each client; shape (n,), int64; computed anew each time, to be small at rest."""
         return np.diff(self.indptr)
 
     @cached_property
@@ -86,10 +102,32 @@ class Assignment:
         """Clients of each expert; shape (m,), int64."""
         return np.bincount(self.indices, minlength=self.n_experts).astype(np.int64, copy=False)
 
-    @cached_property
+    @property
     def clients(self) -> IntArray:
-        """Client number of each chosen pair, parallel to `indices`; shape (number of pairs,), int64."""
+        """Client number of each chosen pair, parallel to `indices`; shape (number of pairs,), int64; not kept."""
         return np.repeat(np.arange(self.n_clients, dtype=np.int64), self.counts)
+
+    def clients_of(self, expert: int) -> IntArray:
+        """Return the numbers of the clients that one expert gets, ascending; shape (load,), int64."""
+        at = np.flatnonzero(self.indices == expert)
+        return np.searchsorted(self.indptr, at, side="right") - 1
+
+    def pairs_of(self, block: slice) -> tuple[IntArray, IntArray]:
+        """List the chosen pairs of some clients.
+
+        Parameters
+        ----------
+        block : slice
+            Clients ``block.start`` to ``block.stop - 1``.
+
+        Returns
+        -------
+        rows, experts : ndarray, each of shape (pairs,), int64
+            Client number less ``block.start``, and expert number.
+        """
+        ends = self.indptr[block.start : block.stop + 1]
+        rows = np.repeat(np.arange(len(ends) - 1, dtype=np.int64), np.diff(ends))
+        return rows, self.indices[ends[0] : ends[-1]]
 
     def mask(self) -> BoolArray:
         """Return the assignment as a boolean matrix of shape (n, m)."""

@@ -7,13 +7,17 @@ section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import FloatArray, IntArray, as_vector
+from fedmoe_sched._arrays import FloatArray, IntArray, as_vector, row_blocks
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 
@@ -92,47 +96,102 @@ class Certificate:
         return self.feasible and self.gap is not None and self.gap <= OPTIMALITY_GAP
 
 
+def _sum_over_blocks(problem: AssignmentProblem, term: Callable[[slice], float]) -> float:
+    """Sum a term of some clients each, computed by as many threads as this process may have processors.
+
+    The blocks do not depend on the number of threads and the sum is correctly rounded, so neither does the result.
+    """
+
+    def of_block(block: slice) -> float:
+        value = term(block)
+        problem.release(block)
+        return value
+
+    blocks = list(row_blocks(problem.shape))
+    threads = min(len(blocks), _processors())
+    if threads == 1:
+        return math.fsum(map(of_block, blocks))
+    with ThreadPoolExecutor(threads) as pool:
+        return math.fsum(pool.map(of_block, blocks))
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def objective(problem: AssignmentProblem, assignment: Assignment) -> float:
     """Sum the desirability of the chosen pairs, in float64."""
-    chosen = problem.desirability[assignment.clients, assignment.indices]
-    return float(chosen.sum(dtype=np.float64))
+
+    def of_block(block: slice) -> float:
+        chosen = problem.desirability[block][assignment.pairs_of(block)]
+        return float(chosen.sum(dtype=np.float64))
+
+    return _sum_over_blocks(problem, of_block)
 
 
-def _outside(name: str, values: IntArray, limits: IntArray, *, upper: bool) -> Iterator[Violation]:
+def _outside(name: str, values: IntArray, limits: IntArray, *, upper: bool, first: int = 0) -> Iterator[Violation]:
     bad = values > limits if upper else values < limits
-    for at in np.flatnonzero(bad):
-        yield Violation(name, (int(at),), int(values[at]), int(limits[at]))
+    for at in np.flatnonzero(bad).tolist():
+        yield Violation(name, (first + at,), int(values[at]), int(limits[at]))
 
 
 def violations(problem: AssignmentProblem, assignment: Assignment) -> tuple[Violation, ...]:
     """List every broken constraint of `problem` in `assignment`."""
-    found = [
-        *_outside("capacity", assignment.counts, problem.capacity, upper=True),
-        *_outside("min_experts", assignment.counts, problem.min_experts, upper=False),
+    above: list[Violation] = []
+    below: list[Violation] = []
+    barred: list[Violation] = []
+    for block in problem.blocks():
+        first = block.start
+        counts = np.diff(assignment.indptr[first : block.stop + 1])
+        above += _outside("capacity", counts, problem.capacity[block], upper=True, first=first)
+        below += _outside("min_experts", counts, problem.min_experts[block], upper=False, first=first)
+        if problem.eligible is not None:
+            rows, experts = assignment.pairs_of(block)
+            at = np.flatnonzero(~problem.eligible[block][rows, experts])
+            pairs = zip((first + rows[at]).tolist(), experts[at].tolist(), strict=True)
+            barred += [Violation("eligible", pair, 1, 0) for pair in pairs]
+    return (
+        *above,
+        *below,
         *_outside("load_max", assignment.loads, problem.load_max, upper=True),
         *_outside("load_min", assignment.loads, problem.load_min, upper=False),
-    ]
+        *barred,
+    )
+
+
+def _reduce(problem: AssignmentProblem, block: slice, prices: FloatArray, reduced: FloatArray) -> None:
+    """Write desirability less prices into `reduced`, in float64; -inf where not eligible."""
+    scores = problem.desirability[block]
+    if scores.dtype == np.float16:  # exact, and several times faster than NumPy's way from 16 to 64 bits
+        scores = scores.astype(np.float32)
+    np.subtract(scores, prices, out=reduced)
     if problem.eligible is not None:
-        barred = ~problem.eligible[assignment.clients, assignment.indices]
-        for at in np.flatnonzero(barred):
-            pair = (int(assignment.clients[at]), int(assignment.indices[at]))
-            found.append(Violation("eligible", pair, 1, 0))
-    return tuple(found)
+        # 1 - 1 / eligible is 0 or -inf: several times faster than writing through a mask.
+        barrier = problem.eligible[block].astype(np.float64)
+        with np.errstate(divide="ignore"):
+            np.divide(-1.0, barrier, out=barrier)
+        barrier += 1.0
+        reduced += barrier
 
 
 def _best_responses(reduced: FloatArray, least: IntArray, most: IntArray) -> float:
-    """Sum each row's best choice: its `least` largest entries, then positive ones up to `most`."""
+    """Sum each row's best choice: its `least` largest, then positive ones up to `most`; the rows get reordered."""
     width = int(most.max(initial=0))
     if width == 0:
         return 0.0
     m = reduced.shape[1]
     if width < m:
-        reduced = np.partition(reduced, m - width, axis=1)[:, m - width :]
-    ranked = np.sort(reduced, axis=1)[:, ::-1]
-    rank = np.arange(ranked.shape[1])
-    forced = rank < least[:, None]
-    taken = forced | ((rank < most[:, None]) & (ranked > 0))
-    return float(np.sum(ranked, where=taken))
+        reduced.partition(m - width, axis=1)
+        reduced = reduced[:, m - width :].copy()
+    reduced.sort(axis=1)
+    # One row per rank: NumPy is fast along long rows only.
+    ranked = np.ascontiguousarray(reduced[:, ::-1].T)
+    rank = np.arange(width)[:, None]
+    taken = (ranked > 0) & (rank < most)
+    taken |= rank < least
+    return float(np.add.reduce(ranked, axis=None, where=taken))
 
 
 def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
@@ -154,16 +213,21 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
         The bound; ``-inf`` proves that some client has fewer eligible experts than it must take.
     """
     p = as_vector("prices", prices, problem.n_experts, "one per expert")
-    if (problem.min_experts > problem.eligible_counts).any():
+    if (problem.min_experts > problem.slots).any():
         return -np.inf
-    total = float((problem.load_max * np.maximum(p, 0) - problem.load_min * np.maximum(-p, 0)).sum())
-    for block in problem.blocks():
-        reduced = problem.desirability[block].astype(np.float64)
-        reduced -= p
-        if problem.eligible is not None:
-            reduced[~problem.eligible[block]] = -np.inf
-        total += _best_responses(reduced, problem.min_experts[block], problem.slots[block])
-    return total
+
+    kept = threading.local()  # memory that is asked for block by block costs more than what is done in it
+
+    def of_block(block: slice) -> float:
+        size = block.stop - block.start
+        if not hasattr(kept, "reduced"):
+            kept.reduced = np.empty((next(row_blocks(problem.shape)).stop, problem.n_experts))
+        reduced = kept.reduced[:size]
+        _reduce(problem, block, p, reduced)
+        return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
+
+    of_loads = float((problem.load_max * np.maximum(p, 0) - problem.load_min * np.maximum(-p, 0)).sum())
+    return of_loads + _sum_over_blocks(problem, of_block)
 
 
 def relative_gap(bound: float, value: float) -> float:

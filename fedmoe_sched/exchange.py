@@ -86,7 +86,7 @@ class _ExchangeGraph:
         """Least of given_up - gain over `clients`, per expert, and the client that attains it."""
         m = self.problem.n_experts
         cost, who = np.full(m, np.inf), np.full(m, _FREE, dtype=np.int64)
-        step = max(1, 2_097_152 // m)
+        step = max(1, 524_288 // m)
         for start in range(0, len(clients), step):
             part = clients[start : start + step]
             loss = given_up[start : start + step, None] - self._gains(part)
@@ -159,10 +159,9 @@ def _shortest(cost: FloatArray, tolerance: float) -> tuple[FloatArray, list[int]
     return distance, cycle[::-1]
 
 
-def _tolerance(desirability: FloatArray) -> float:
+def _tolerance(problem: AssignmentProblem) -> float:
     """Return the rounding error of a path of differences: below it an improvement is not real."""
-    scale = float(max(abs(desirability.max()), abs(desirability.min())))
-    return 8 * np.finfo(np.float64).eps * scale
+    return 8 * float(np.finfo(np.float64).eps) * problem.largest_score
 
 
 def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
@@ -181,7 +180,7 @@ def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
     Polished
     """
     graph = _ExchangeGraph(problem, assignment)
-    tolerance = _tolerance(problem.desirability)
+    tolerance = _tolerance(problem)
     cycles = 0
     while True:
         distance, cycle = _shortest(graph.cost, tolerance)

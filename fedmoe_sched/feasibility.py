@@ -1,121 +1,25 @@
 """Can the bounds be met at all? If not: which ones exclude one another, and the least widening that helps.
 
-Clients with the same bounds and the same eligible experts are interchangeable, so feasibility is a flow problem
-on groups of clients: a group's places at an expert can always be dealt out to its members in turn, which gives
-each of them within one of the group's mean. A million clients that may train everything make a network of a
-handful of nodes. Feasibility with lower bounds is a maximum flow (Ahuja, Magnanti and Orlin, *Network Flows*,
-section 6.7); a cut that is too small names the conflict (Hoffman's circulation theorem).
+Feasibility with lower bounds is a maximum flow (Ahuja, Magnanti and Orlin, *Network Flows*, section 6.7); a cut
+that is too small names the conflict (Hoffman's circulation theorem). Clients with the same bounds and the same
+eligible experts are interchangeable: a group's places at an expert can always be dealt out to its members in turn,
+which gives each of them within one of the group's mean. A million clients that may train everything make a network
+of a handful of nodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import BoolArray, IntArray
+from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._dealing import deal, deal_loads, group_clients
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict, Relaxation
 
 __all__ = ["find_conflict", "widen_load_bounds"]
 
 _NAMED = 10  # how many clients or experts a message names one by one
-
-# Costs of the widening flow: of one place, and how many steps they rise by with the distance from the bound.
-_UNIT = 1000
-_STEPS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class _Groups:
-    """Interchangeable clients; g groups.
-
-    Parameters
-    ----------
-    member : ndarray, shape (n,)
-        Group of each client.
-    size, least, most : ndarray, shape (g,)
-        Number of clients, and the fewest and most experts of each of them.
-    open : ndarray, shape (g, m), bool
-        Eligible experts.
-    """
-
-    member: IntArray
-    size: IntArray
-    least: IntArray
-    most: IntArray
-    open: BoolArray
-
-
-def _group(problem: AssignmentProblem) -> _Groups:
-    m = problem.n_experts
-    # More than m + 1 experts are as impossible as m + 1: the keys stay small.
-    bounds = np.minimum(problem.min_experts, m + 1) * (m + 1) + problem.slots
-    if problem.eligible is None:
-        _, first, member, size = np.unique(bounds, return_index=True, return_inverse=True, return_counts=True)
-    else:
-        patterns = np.packbits(problem.eligible, axis=1).astype(np.int64)
-        _, first, member, size = np.unique(
-            np.concatenate([bounds[:, None], patterns], axis=1),
-            axis=0,
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
-        )
-    if problem.eligible is None:
-        open_ = np.ones((len(first), problem.n_experts), dtype=np.bool_)
-    else:
-        open_ = problem.eligible[first]
-    least, most = np.minimum(problem.min_experts[first], m + 1), problem.slots[first]
-    return _Groups(member.reshape(-1), size, least, np.maximum(least, most), open_)
-
-
-def _slack_network(
-    problem: AssignmentProblem, groups: _Groups
-) -> tuple[IntArray, IntArray, IntArray, dict[str, IntArray]]:
-    """Arcs of the maximum-flow network; nodes: 0 hub, 1.. groups, then experts, then source, sink."""
-    g, m = groups.open.shape
-    group_nodes = 1 + np.arange(g)
-    expert_nodes = 1 + g + np.arange(m)
-    source, sink = 1 + g + m, 2 + g + m
-    at_group, at_expert = np.nonzero(groups.open)
-    need = groups.size * groups.least
-    room = groups.size * groups.most - need
-    span = np.minimum(problem.load_max, problem.n_clients) - problem.load_min
-    load_min_total, need_total = int(problem.load_min.sum()), int(need.sum())
-    tails = [np.full(g, 0), group_nodes[at_group], expert_nodes, np.full(g, source), expert_nodes]
-    heads = [group_nodes, expert_nodes[at_expert], np.full(m, 0), group_nodes, np.full(m, sink)]
-    sizes = [room, groups.size[at_group], np.maximum(span, 0), need, problem.load_min]
-    tails += [np.array([source]), np.array([0])]
-    heads += [np.array([0]), np.array([sink])]
-    sizes += [np.array([load_min_total]), np.array([need_total])]
-    nodes = {"groups": group_nodes, "experts": expert_nodes, "ends": np.array([source, sink])}
-    return np.concatenate(tails), np.concatenate(heads), np.concatenate(sizes), nodes
-
-
-def _short_side(problem: AssignmentProblem, groups: _Groups) -> BoolArray | None:
-    """Nodes that the source still reaches once the flow is maximal; None if all demands are met."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
-
-    tails, heads, sizes, nodes = _slack_network(problem, groups)
-    source, sink = (int(end) for end in nodes["ends"])
-    used = sizes > 0
-    # No arc carries more than all demands together, so this cut of the capacities changes nothing.
-    demand = int(problem.load_min.sum()) + int((groups.size * groups.least).sum())
-    sizes = np.minimum(sizes, demand).astype(np.int32)
-    shape = (sink + 1, sink + 1)
-    network = csr_array((sizes[used], (tails[used], heads[used])), shape=shape)
-    result = maximum_flow(network, source, sink)
-    if result.flow_value == demand:
-        return None
-    residual = csr_array(network - result.flow)
-    residual.data = np.maximum(residual.data, 0)
-    residual.eliminate_zeros()
-    reached = np.zeros(sink + 1, dtype=np.bool_)
-    reached[breadth_first_order(residual, source, return_predecessors=False)] = True
-    return reached
 
 
 def find_conflict(problem: AssignmentProblem) -> Conflict | None:
@@ -133,34 +37,35 @@ def find_conflict(problem: AssignmentProblem) -> Conflict | None:
     crossed = problem.load_min > problem.n_clients
     if crossed.any():
         return _starving(problem, np.flatnonzero(crossed)[:1])
-    groups = _group(problem)
-    reached = _short_side(problem, groups)
-    if reached is None:
+    crowded = problem.min_experts > problem.slots
+    if crowded.any():
+        return _overflowing(problem, np.flatnonzero(crowded), np.zeros(0, dtype=np.int64))
+    if _spread_is_feasible(problem):
         return None
-    g = len(groups.size)
-    inside_groups, inside_experts = reached[1 : 1 + g], reached[1 + g : 1 + g + problem.n_experts]
-    if reached[0]:
-        return _starving(problem, np.flatnonzero(~inside_experts))
-    clients = np.flatnonzero(inside_groups[groups.member])
-    return _overflowing(problem, clients, np.flatnonzero(inside_experts))
+    groups = group_clients(problem)
+    cut = deal(groups, problem.load_min, np.minimum(problem.load_max, problem.n_clients))
+    if cut is None:
+        return None
+    if cut.overfull:
+        return _overflowing(problem, np.flatnonzero(cut.groups[groups.member]), cut.experts)
+    return _starving(problem, cut.experts)
 
 
-def _open_pairs(problem: AssignmentProblem, clients: npt.ArrayLike, experts: npt.ArrayLike) -> IntArray:
-    """Count each listed client's eligible experts among those listed."""
-    rows, columns = np.asarray(clients, dtype=np.int64), np.asarray(experts, dtype=np.int64)
-    if problem.eligible is None:
-        return np.full(len(rows), len(columns), dtype=np.int64)
-    counts: IntArray = problem.eligible[np.ix_(rows, columns)].sum(axis=1, dtype=np.int64)
+def _open_pairs(problem: AssignmentProblem, experts: IntArray) -> IntArray:
+    """Count each client's eligible experts among those listed."""
+    counts = np.full(problem.n_clients, len(experts), dtype=np.int64)
+    if problem.eligible is not None:
+        for block in problem.blocks():
+            np.sum(problem.eligible[block][:, experts], axis=1, dtype=np.int64, out=counts[block])
     return counts
 
 
 def _starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
     """Experts whose load_min cannot be met, and the clients that may train them at all."""
-    everyone = np.arange(problem.n_clients)
-    reach = _open_pairs(problem, everyone, wanted)
+    reach = _open_pairs(problem, wanted)
     available = int(np.minimum(reach, problem.slots).sum())
     required = int(problem.load_min[wanted].sum())
-    able = everyone[(reach > 0) & (problem.slots > 0)]
+    able = np.flatnonzero((reach > 0) & (problem.slots > 0))
     message = (
         f"{_names('expert', problem.expert_labels, wanted)} {_verb(wanted, 'need')} {required} clients "
         f"(load_min), only {available} eligible slots reach {_them(wanted)}"
@@ -173,7 +78,7 @@ def _overflowing(problem: AssignmentProblem, clients: IntArray, experts: IntArra
     outside = np.setdiff1d(np.arange(problem.n_experts), experts)
     required = int(problem.min_experts[clients].sum())
     full = int(np.minimum(problem.load_max[experts], problem.n_clients).sum())
-    available = full + int(_open_pairs(problem, clients, outside).sum())
+    available = full + int(_open_pairs(problem, outside)[clients].sum())
     message = (
         f"{_names('client', problem.client_labels, clients)} must take {required} places (min_experts), "
         f"only {available} are open to {_them(clients)}"
@@ -210,9 +115,7 @@ def _spread_is_feasible(problem: AssignmentProblem) -> bool:
     """
     if (problem.min_experts > problem.slots).any():
         return False
-    counts = np.maximum(problem.eligible_counts, 1)
-    base = _even_loads(problem, problem.min_experts / counts)
-    extra = _even_loads(problem, (problem.slots - problem.min_experts) / counts)
+    base, extra = _even_loads(problem)
     rounding = 1e-9 * (1 + base + extra)
     low, high = problem.load_min + rounding - base, problem.load_max - rounding - base
     # Clients take their fewest experts plus the same share t in [0, 1] of what more they could take.
@@ -222,13 +125,23 @@ def _spread_is_feasible(problem: AssignmentProblem) -> bool:
     return max(0.0, float(at_least.max())) <= min(1.0, float(at_most.min()))
 
 
-def _even_loads(problem: AssignmentProblem, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Load of each expert if every client gives `share` of itself to each of its eligible experts."""
+def _even_loads(problem: AssignmentProblem) -> npt.NDArray[np.float64]:
+    """Spread every client's fewest places, and what more it could take, evenly over its eligible experts.
+
+    Returns
+    -------
+    loads : ndarray, shape (2, m), float64
+    """
+    loads = np.zeros((2, problem.n_experts))
     if problem.eligible is None:
-        return np.full(problem.n_experts, share.sum())
-    loads = np.zeros(problem.n_experts)
+        total = int(problem.min_experts.sum())
+        loads += np.array([[total], [int(problem.slots.sum()) - total]]) / problem.n_experts
+        return loads
     for block in problem.blocks():
-        loads += share[block] @ problem.eligible[block]
+        open_ = problem.eligible[block].astype(np.float64)
+        least = problem.min_experts[block]
+        places = np.stack([least, problem.slots[block] - least])
+        loads += (places / np.maximum(open_.sum(axis=1), 1)) @ open_
     return loads
 
 
@@ -271,39 +184,10 @@ def widen_load_bounds(
 
 
 def _least_violating_loads(problem: AssignmentProblem, hard_min: IntArray, hard_max: IntArray) -> IntArray | None:
-    """Return the loads of a flow with the least total violation; None if the hard bounds cannot be met."""
-    from ortools.graph.python import min_cost_flow
-
-    groups = _group(problem)
-    g, m = groups.open.shape
-    n = problem.n_clients
-    group_nodes, expert_nodes, hub = np.arange(g), g + np.arange(m), g + m
-    at_group, at_expert = np.nonzero(groups.open)
-    need = groups.size * groups.least
-    flow = min_cost_flow.SimpleMinCostFlow()
-
-    def add(tails: IntArray, heads: IntArray, capacities: IntArray, cost: int) -> npt.NDArray[np.int32]:
-        costs = np.full(len(tails), cost, dtype=np.int64)
-        arcs: npt.NDArray[np.int32] = flow.add_arcs_with_capacity_and_unit_cost(tails, heads, capacities, costs)
-        return arcs
-
-    add(np.full(g, hub), group_nodes, groups.size * groups.most - need, 0)
-    add(group_nodes[at_group], expert_nodes[at_expert], groups.size[at_group], 0)
-    hubs = np.full(m, hub)
-    # No expert gets more than n clients: sums of bounds that stand for "no limit" would overflow.
-    out = [add(expert_nodes, hubs, np.minimum(problem.load_max - problem.load_min, n), 0)]
-    # A missing or an excess place costs _UNIT, and a little more the farther it is from the bound: the fewest
-    # places in total first, then evenly spread.
-    below, beyond = problem.load_min - hard_min, hard_max - problem.load_max
-    width = max(1, -(-n // (m << (_STEPS - 1))))
-    for step in range(_STEPS):
-        size = width << step if step < _STEPS - 1 else n
-        out.append(add(expert_nodes, hubs, np.minimum(below, size), -_UNIT - step))
-        out.append(add(expert_nodes, hubs, np.minimum(beyond, size), _UNIT + step))
-        below, beyond = np.maximum(below - size, 0), np.maximum(beyond - size, 0)
-    flow.set_nodes_supplies(group_nodes, need)
-    flow.set_nodes_supplies(expert_nodes, -hard_min)
-    flow.set_nodes_supplies(np.array([hub]), np.array([int(hard_min.sum()) - int(need.sum())]))
-    if flow.solve() != flow.OPTIMAL:
+    """Return loads with the least total violation; None if the hard bounds cannot be met."""
+    if (problem.min_experts > problem.slots).any():
         return None
-    return sum((flow.flows(arcs) for arcs in out), start=hard_min.astype(np.int64))
+    # No expert gets more than n clients; any more stands for "no limit".
+    n = problem.n_clients
+    soft = problem.load_min, np.minimum(problem.load_max, n)
+    return deal_loads(group_clients(problem), soft, (hard_min, np.minimum(hard_max, n)))

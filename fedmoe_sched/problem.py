@@ -13,18 +13,18 @@ from fedmoe_sched._arrays import (
     BoolArray,
     FloatArray,
     IntArray,
+    KnownMatrix,
     as_bool_matrix,
     as_counts,
     as_matrix,
     read_only,
+    row_blocks,
     split_labels,
 )
+from fedmoe_sched._mapped import release_rows
 from fedmoe_sched.errors import InputError
 
 __all__ = ["AssignmentProblem"]
-
-# Rows per block of the chunked passes: about 16 MB of float64 at 64 experts.
-_BLOCK_CELLS = 2_097_152
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -39,8 +39,9 @@ class AssignmentProblem:
     Parameters
     ----------
     desirability : array_like, shape (n, m)
-        Score of each (client, expert) pair; any finite numbers, negative ones too. float32 and float64
-        arrays are kept without a copy, everything else becomes float64. A pandas DataFrame gives labels.
+        Score of each (client, expert) pair; any finite numbers, negative ones too. float16, float32 and float64
+        arrays are kept without a copy, memory maps too: those are read in blocks and never loaded whole.
+        Everything else becomes float64; all arithmetic is float64. A pandas DataFrame gives labels.
     capacity : array_like of int, shape (n,), or int
         The most experts each client may train this round.
     min_experts : array_like of int, shape (n,), or int, default 0
@@ -50,13 +51,14 @@ class AssignmentProblem:
     load_max : array_like of int, shape (m,), or int, optional
         The most clients each expert may get; None is no limit (n).
     eligible : array_like of bool, shape (n, m), optional
-        Pairs that are possible at all; None is all of them.
+        Pairs that are possible at all; None is all of them. Arrays of bool, memory maps too, are kept without a
+        copy.
     client_labels, expert_labels : sequence of hashable, optional
         Names for the answer; by default those of the DataFrame, else none.
 
     Attributes
     ----------
-    desirability : ndarray, shape (n, m), float32 or float64
+    desirability : ndarray, shape (n, m), float16, float32 or float64
     capacity, min_experts : ndarray, shape (n,), int64
     load_min, load_max : ndarray, shape (m,), int64
     eligible : ndarray, shape (n, m), bool, or None
@@ -132,16 +134,35 @@ class AssignmentProblem:
 
     @cached_property
     def eligible_counts(self) -> IntArray:
-        """Eligible experts of each client; shape (n,), int64."""
+        """Eligible experts of each client; shape (n,), int64, read-only."""
         if self.eligible is None:
-            return np.full(self.n_clients, self.n_experts, dtype=np.int64)
-        counts: IntArray = self.eligible.sum(axis=1, dtype=np.int64)
-        return counts
+            return np.broadcast_to(np.int64(self.n_experts), self.n_clients)
+        return read_only(self._count_eligible())
 
     @cached_property
     def slots(self) -> IntArray:
-        """Experts each client can really take: ``min(capacity, eligible_counts)``; shape (n,), int64."""
-        return np.minimum(self.capacity, self.eligible_counts)
+        """Experts each client can take: ``min(capacity, eligible_counts)``; shape (n,), int64, read-only."""
+        if self.eligible is not None:
+            slots = self._count_eligible()
+            return read_only(np.minimum(self.capacity, slots, out=slots))
+        if int(self.capacity.max()) <= self.n_experts:
+            return self.capacity
+        return read_only(np.minimum(self.capacity, self.n_experts))
+
+    def _count_eligible(self) -> IntArray:
+        counts = np.empty(self.n_clients, dtype=np.int64)
+        for block in self.blocks():
+            np.sum(self.eligible[block], axis=1, dtype=np.int64, out=counts[block])  # type: ignore[index]
+        return counts
+
+    @cached_property
+    def largest_score(self) -> float:
+        """The largest absolute desirability: what rounding errors are relative to."""
+        largest = 0.0
+        for block in self.blocks():
+            part = self.desirability[block]
+            largest = max(largest, float(part.max()), -float(part.min()))
+        return largest
 
     @property
     def has_load_bounds(self) -> bool:
@@ -150,8 +171,8 @@ class AssignmentProblem:
 
     def replace(self, **changes: Any) -> AssignmentProblem:
         """Return a problem with some arguments changed (the names are those of the constructor)."""
-        arguments = {
-            "desirability": self.desirability,
+        arguments: dict[str, Any] = {
+            "desirability": KnownMatrix(self.desirability),
             "capacity": self.capacity,
             "min_experts": self.min_experts,
             "load_min": self.load_min,
@@ -167,10 +188,27 @@ class AssignmentProblem:
         return AssignmentProblem(**(arguments | changes))
 
     def blocks(self) -> Iterator[slice]:
-        """Slices of clients small enough for a float64 temporary of a block to stay around 16 MB."""
-        step = max(1, _BLOCK_CELLS // self.n_experts)
-        for start in range(0, self.n_clients, step):
-            yield slice(start, min(start + step, self.n_clients))
+        """Slices of clients small enough for a float64 temporary of a block to stay around 4 MiB.
+
+        Where the problem's matrices are memory maps, the pages of a block are handed back when the next one is
+        asked for: a pass over all clients keeps little in memory.
+        """
+        for block in row_blocks(self.shape):
+            yield block
+            self.release(block)
+
+    def release(self, block: slice) -> None:
+        """Hand back the memory of some clients' rows where desirability or eligibility is a memory map.
+
+        Changes no value, and does nothing for arrays in memory. Threads may call it at any time.
+
+        Parameters
+        ----------
+        block : slice
+            Clients ``block.start`` to ``block.stop - 1``.
+        """
+        release_rows(self.desirability, block.start, block.stop)
+        release_rows(self.eligible, block.start, block.stop)
 
     def client_name(self, client: int) -> Hashable:
         """Return the label of client number `client`, or the number where there are no labels."""

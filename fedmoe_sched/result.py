@@ -231,7 +231,7 @@ class Schedule:
         """Clients that train one expert this round, in the order of the problem."""
         pairs = self._chosen
         j = self._number("expert", expert, self.problem.expert_labels, self.problem.n_experts)
-        return [self.problem.client_name(int(i)) for i in pairs.clients[pairs.indices == j]]
+        return [self.problem.client_name(i) for i in pairs.clients_of(j).tolist()]
 
     def experts_by_client(self) -> dict[Hashable, list[Hashable]]:
         """Return the whole assignment as ``{client: [experts]}``."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import FloatArray, IntArray, as_counts, as_matrix, as_vector, split_labels
+from fedmoe_sched._arrays import FloatArray, IntArray, KnownMatrix, as_counts, as_matrix, as_vector, split_labels
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import widen_load_bounds
 from fedmoe_sched.problem import AssignmentProblem
@@ -55,10 +55,14 @@ def desirability(
 
     Returns
     -------
-    ndarray, shape (n, m), of the dtype of `fitness`
+    ndarray, shape (n, m), of the dtype of `fitness`; float32 for float16, whose own arithmetic is too coarse
+        With weights of 1 and 0 it is `fitness` itself, not a copy.
     """
-    scores = fitness * fitness.dtype.type(fitness_weight)
-    scores -= (usage_weight * usage_share(usage)).astype(fitness.dtype)
+    if fitness_weight == 1 and usage_weight == 0:
+        return fitness
+    dtype = np.promote_types(fitness.dtype, np.float32)
+    scores: FloatArray = np.multiply(fitness, dtype.type(fitness_weight), dtype=dtype)
+    scores -= (usage_weight * usage_share(usage)).astype(dtype)
     return scores
 
 
@@ -115,6 +119,7 @@ def schedule(
     fitness : array_like, shape (n, m)
         How well expert j suits client i's data; any finite numbers. NumPy arrays, torch CPU tensors, nested
         lists, or a pandas DataFrame with clients as index and experts as columns: its labels are kept.
+        With ``usage_weight=0`` and ``fitness_weight=1`` a memory map of floats is never loaded whole.
     usage : array_like, shape (m,)
         Decayed training load of each expert, >= 0, in samples or compute. A Series is aligned by label.
     capacity : array_like of int, shape (n,), or int
@@ -161,12 +166,12 @@ def schedule(
     """
     _refuse_bad_options(fitness_weight, usage_weight, balance)
     bare = split_labels(fitness)
-    scores = as_matrix("fitness", bare.values)
-    m = scores.shape[1]
+    known = as_matrix("fitness", bare.values)
+    m = known.shape[1]
     usage = as_vector("usage", _aligned("usage", usage, bare.columns), m, "one per expert", least=0)
-    scores = desirability(scores, usage, fitness_weight=fitness_weight, usage_weight=usage_weight)
+    scores = desirability(known, usage, fitness_weight=fitness_weight, usage_weight=usage_weight)
     problem = AssignmentProblem(
-        scores,
+        KnownMatrix(known) if scores is known else scores,
         _aligned("capacity", capacity, bare.rows),
         eligible=_aligned_matrix("eligible", eligible, bare.rows, bare.columns),
         client_labels=bare.rows,

@@ -69,7 +69,7 @@ def unit_scores(problem: AssignmentProblem, pairs: Pairs) -> tuple[npt.NDArray[n
     unit : float
         ``scores * unit`` is the desirability.
     """
-    largest = float(max(abs(problem.desirability.max()), abs(problem.desirability.min())))
+    largest = problem.largest_score
     unit = largest if largest > 0 else 1.0
     return problem.desirability[pairs.clients, pairs.experts].astype(np.float64) / unit, unit
 

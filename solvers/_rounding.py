@@ -27,7 +27,7 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     unit : float
         ``scores * unit`` is the desirability, to within half a `unit`.
     """
-    largest = float(max(abs(problem.desirability.max()), abs(problem.desirability.min())))
+    largest = problem.largest_score
     if largest == 0:
         return np.zeros(problem.shape, dtype=np.int64), 0.0
     # Not times COST_SCALE / largest, which overflows for the tiniest scores.

@@ -43,10 +43,9 @@ class RandomFill(Solver[_Model]):
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Draw each client's experts."""
-        chosen = np.zeros(model.problem.shape, dtype=np.bool_)
-        for block in model.problem.blocks():
-            chosen[block] = _random_choice(model.problem, block, model.generator)
-        model.assignment = Assignment.from_mask(chosen)
+        problem, generator = model.problem, model.generator
+        chosen = (_random_choice(problem, block, generator) for block in problem.blocks())
+        model.assignment = Assignment.from_mask_blocks(chosen, problem.n_experts)
 
     def read(self, model: _Model) -> Answer:
         """Hand over the assignment."""

@@ -253,6 +253,20 @@ def test_greedy_takes_each_clients_best():
     assert [str(v) for v in answer.violations] == ["3 exceeds load_max[0] = 1", "2 exceeds load_max[1] = 1"]
 
 
+@given(problem=tiny_problems())
+def test_greedy_takes_the_first_of_equally_desirable_experts(problem):
+    """One expert after another, by desirability, then by number; only positive ones beyond the fewest."""
+    answer = solve(problem, "greedy")
+    if answer.pairs is None:
+        return
+    for i in range(problem.n_clients):
+        scores = problem.desirability[i].tolist()
+        can = [j for j in range(problem.n_experts) if problem.eligible is None or problem.eligible[i, j]]
+        ranked = sorted(can, key=lambda j: (-scores[j], j))[: int(problem.capacity[i])]
+        least = int(problem.min_experts[i])
+        assert answer.experts_of(i) == sorted(j for k, j in enumerate(ranked) if k < least or scores[j] > 0)
+
+
 @given(problem=tiny_problems(bounded=False))
 def test_greedy_is_proved_optimal_without_load_bounds(problem):
     answer = solve(problem, "greedy")

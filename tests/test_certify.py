@@ -63,6 +63,22 @@ def test_wrong_prices_give_a_weaker_bound_and_no_proof(prices):
     assert not proof.optimal
 
 
+def test_pairs_are_the_same_however_they_are_asked_for():
+    mask = np.random.default_rng(0).random((60, 5)) < 0.3
+    mask[:2] = mask[30] = mask[-1] = False  # clients with nothing, at the ends too
+    whole = Assignment.from_mask(mask)
+    parts = Assignment.from_mask_blocks((mask[start : start + 7] for start in range(0, 60, 7)), 5)
+    for one in (whole, parts):
+        np.testing.assert_array_equal(one.mask(), mask)
+        np.testing.assert_array_equal(one.counts, mask.sum(axis=1))
+        for expert in range(5):
+            np.testing.assert_array_equal(one.clients_of(expert), np.flatnonzero(mask[:, expert]))
+        for block in (slice(0, 60), slice(28, 33), slice(59, 60)):
+            rows, experts = one.pairs_of(block)
+            np.testing.assert_array_equal(np.stack([rows, experts]), np.nonzero(mask[block]))
+    assert Assignment.from_mask_blocks([], 5).n_clients == 0
+
+
 def test_without_prices_nothing_is_proved():
     proof = certify(BY_HAND, BEST)
     assert proof.feasible
@@ -150,7 +166,7 @@ def test_bound_is_the_same_however_the_clients_are_cut_into_blocks(monkeypatch):
     problem = clustered(50, 4)
     prices = solve(problem).prices
     whole = dual_bound(problem, prices)
-    monkeypatch.setattr("fedmoe_sched.problem._BLOCK_CELLS", 28)
+    monkeypatch.setattr("fedmoe_sched._arrays._BLOCK_CELLS", 28)
     assert len(list(problem.blocks())) == 8
     assert dual_bound(problem, prices) == pytest.approx(whole, rel=1e-12)
 

@@ -116,6 +116,15 @@ class TestSolve:
         assert answer["objective"] == pytest.approx(same.objective)
         assert answer["loads"] == dict(zip("abcd", same.loads.tolist(), strict=True))
 
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_a_matrix_is_solved_where_it_lies(self, cli, tmp_path, dtype):
+        scores = np.random.default_rng(0).random((30, 4)).astype(dtype)
+        np.save(tmp_path / "scores.npy", scores)
+        answer = json.loads(cli("solve", "scores.npy", "--capacity", 2, "--balance", 0.1, "--json").output)
+        same = schedule(scores.astype(np.float64), [0] * 4, 2, usage_weight=0, balance=0.1)
+        assert answer["status"] == "optimal"
+        assert answer["objective"] == pytest.approx(same.objective, rel=1e-12)
+
     def test_capacity_replaces_the_column(self, cli, table):
         answer = json.loads(cli("solve", table, "--json", "--capacity", 2, "--no-balance").output)
         assert sum(answer["loads"].values()) == 8
@@ -149,7 +158,7 @@ class TestSolve:
         ("arguments", "message"),
         [
             (["none.npz"], "none.npz: No such file or directory"),
-            (["scores.txt"], "scores.txt: must be an .npz or .csv file"),
+            (["scores.txt"], "scores.txt: must be an .npz, .npy or .csv file"),
             (["cut.npz"], "cut.npz: not a complete .npz file"),
             (["scores.csv", "--solver", "nope"], "solver = 'nope': must be 'auto'"),
             (["scores.csv", "--time-limit", "-1"], "time = -1.0: must be"),
@@ -157,7 +166,10 @@ class TestSolve:
             (["scores.csv", "--balance", "1", "--no-balance"], "--no-balance and --balance exclude one another"),
             (["scores.csv", "-o", "answer.txt"], "--output answer.txt: must end in .json or .csv"),
             (["scores.csv", "-o", "no/answer.csv"], "--output no/answer.csv: there is no folder no"),
-            (["bare.csv"], "bare.csv: has no column 'capacity'; give one for all clients with --capacity"),
+            (["bare.csv"], "bare.csv: has no capacities; give one for all clients with --capacity"),
+            (["bare.npy"], "bare.npy: has no capacities; give one for all clients with --capacity"),
+            (["cut.npy", "--capacity", "1"], "cut.npy: not a complete .npy file"),
+            (["flat.npy", "--capacity", "1"], "fitness: has shape (3,), must be two-dimensional"),
             (["twice.csv"], "client_labels[1] = 'x': already the label at position 0"),
             (["problem.npz", "--balance", "0.1"], "--balance: problem.npz is a ready problem"),
             (["problem.npz", "--no-balance"], "--no-balance: problem.npz is a ready problem"),
@@ -170,6 +182,9 @@ class TestSolve:
         whole = (tmp_path / "problem.npz").read_bytes()
         (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
         (tmp_path / "bare.csv").write_text("client,a\nx,1\n", encoding="utf-8")
+        np.save(tmp_path / "bare.npy", np.eye(20))
+        np.save(tmp_path / "flat.npy", np.ones(3))
+        (tmp_path / "cut.npy").write_bytes((tmp_path / "bare.npy").read_bytes()[:200])
         (tmp_path / "twice.csv").write_text("client,a,capacity\nx,1,1\nx,2,1\n", encoding="utf-8")
         np.savez(tmp_path / "odd.npz", fitness=np.eye(2), usage=[0, 0], capacity=1, extra=1)
         np.savez(tmp_path / "shape.npz", fitness=[1.0, 2.0, 3.0], usage=[0], capacity=1, client_labels=["a"])

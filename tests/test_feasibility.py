@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import brute_force, clustered, enumerate_assignments, tiny_problems
+from oracle import brute_force, clustered, enumerate_assignments, linear_program, tiny_problems
 
 from fedmoe_sched import AssignmentProblem, Conflict, InfeasibleError, solve
+from fedmoe_sched._dealing import group_clients
 from fedmoe_sched.feasibility import find_conflict, widen_load_bounds
 
 
@@ -72,6 +73,61 @@ def test_overflowing_clients_are_named_by_their_labels():
     assert (conflict.required, conflict.available) == (3, 2)
     assert "clients {ann, bob} must take 3 places" in conflict.message
     assert "experts {x, y}: load_max 2 together" in conflict.message
+
+
+def grouped(seed: int) -> AssignmentProblem:
+    """Make a problem near the edge of feasibility, of a few hundred clients of few kinds or of many."""
+    rng = np.random.default_rng(seed)
+    n, m = int(rng.integers(20, 300)), int(rng.integers(3, 9))
+    kinds = rng.random((int(rng.choice([2, 5, n])), m)) < rng.uniform(0.2, 0.9, m)
+    eligible = kinds[rng.integers(0, len(kinds), n)]
+    slots = np.minimum(rng.integers(0, 4, n), eligible.sum(axis=1))
+    least = rng.integers(0, slots + 1) if rng.random() < 0.5 else slots
+    even = np.minimum(eligible.sum(axis=0), slots.sum() / m)
+    return AssignmentProblem(
+        np.zeros((n, m)),
+        slots,
+        min_experts=least,
+        load_min=np.floor(even * rng.uniform(0.4, 1.05)).astype(int),
+        load_max=np.ceil(even * rng.uniform(1.05, 1.8)).astype(int),
+        eligible=eligible,
+    )
+
+
+def test_conflicts_among_many_clients_are_those_of_a_linear_program():
+    found = {"none": 0}
+    for seed in range(120):
+        problem = grouped(seed)
+        conflict = find_conflict(problem)
+        assert (conflict is None) == (linear_program(problem) is not None)
+        if conflict is not None:
+            assert conflict.required > conflict.available
+            assert recount(problem, conflict) == (conflict.required, conflict.available)
+        kind = "none" if conflict is None else conflict.kind
+        found[kind] = found.get(kind, 0) + 1
+    assert all(found[kind] >= 10 for kind in ("none", "experts starve", "clients overflow")), found
+
+
+def test_all_experts_that_starve_are_named():
+    eligible = np.ones((50, 5), dtype=bool)
+    eligible[2:, 1] = eligible[3:, 4] = False
+    problem = AssignmentProblem(np.zeros((50, 5)), 1, load_min=[4, 4, 4, 4, 4], eligible=eligible)
+    assert find_conflict(problem).experts == (1, 4)
+
+
+@pytest.mark.parametrize("mix", [None, 0])
+def test_groups_hold_equal_clients_even_where_their_numbers_collide(monkeypatch, mix):
+    """Multiplied by zero all clients get one number: the rows themselves must then be compared."""
+    if mix is not None:
+        monkeypatch.setattr("fedmoe_sched._dealing._MIX", np.uint64(mix))
+    rng = np.random.default_rng(0)
+    eligible = np.concatenate([rng.random((40, 70)) < 0.5] * 3)
+    eligible[100, 69] ^= True
+    problem = AssignmentProblem(np.zeros((120, 70)), 2, eligible=eligible)
+    groups = group_clients(problem)
+    assert len(groups.size) == 41
+    np.testing.assert_array_equal(groups.open[groups.member], eligible)
+    np.testing.assert_array_equal(np.bincount(groups.member), groups.size)
 
 
 def test_long_lists_are_cut_short():

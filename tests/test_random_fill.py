@@ -60,7 +60,7 @@ def test_the_check_of_uniformity_can_fail():
 
 
 def test_blocks_do_not_repeat_one_another(monkeypatch):
-    monkeypatch.setattr("fedmoe_sched.problem._BLOCK_CELLS", 60)
+    monkeypatch.setattr("fedmoe_sched._arrays._BLOCK_CELLS", 60)
     problem = AssignmentProblem(np.zeros((40, 6)), capacity=3)
     mask = solve(problem, "random").pairs.mask()
     assert len({mask[start : start + 10].tobytes() for start in range(0, 40, 10)}) == 4

@@ -173,6 +173,22 @@ def test_numpy_integers_are_numbers(plain):
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_that_need_no_arithmetic_are_not_copied(dtype):
+    fitness = np.array(FITNESS, dtype=dtype)
+    answer = schedule(fitness, USAGE, CAPACITY, usage_weight=0)
+    assert np.shares_memory(answer.problem.desirability, fitness)
+    assert not np.shares_memory(schedule(fitness, USAGE, CAPACITY).problem.desirability, fitness)
+
+
+def test_float16_is_not_computed_with():
+    """2048 and 2049 are the same number in float16, and so would be the scores."""
+    fitness = np.array([[2048.0]], dtype=np.float16)
+    scores = desirability(fitness, [1.0], usage_weight=-1.0)
+    assert scores.dtype == np.float32
+    assert scores[0, 0] == 2049.0
+
+
 def test_desirability_is_the_formula():
     fitness = np.array(FITNESS)
     expected = 2.0 * fitness - 0.5 * (np.array(USAGE) / 2.0)

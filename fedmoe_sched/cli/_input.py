@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedmoe_sched._arrays import Labelled
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.instances import load_problem
@@ -59,7 +61,7 @@ class Scores:
         given = {name: value for name, value in options.items() if value is not None}
         arguments = self.arguments | given
         if arguments.get("capacity") is None:
-            msg = f"{self.path}: has no column 'capacity'; give one for all clients with --capacity"
+            msg = f"{self.path}: has no capacities; give one for all clients with --capacity"
             raise InputError(msg)
         # The one option whose None means something.
         if options.get("balance") == NO_BALANCE:
@@ -72,7 +74,7 @@ NO_BALANCE = -1.0
 
 
 def read_input(path: Path) -> AssignmentProblem | Scores:
-    """Read a problem (.npz with ``desirability``) or scores (.npz with ``fitness``, .csv).
+    """Read a problem (.npz with ``desirability``) or scores (.npz with ``fitness``, .npy, .csv).
 
     Raises
     ------
@@ -87,7 +89,9 @@ def read_input(path: Path) -> AssignmentProblem | Scores:
     if suffix == ".npz":
         arrays = read_arrays(path)
         return _score_arrays(path, arrays) if "fitness" in arrays else load_problem(path)
-    msg = f"{path}: must be an .npz or .csv file"
+    if suffix == ".npy":
+        return _matrix(path)
+    msg = f"{path}: must be an .npz, .npy or .csv file"
     raise InputError(msg)
 
 
@@ -111,6 +115,17 @@ def _table(path: Path) -> Scores:
     # No usage is known, so it must not shift the objective either.
     arguments = {"fitness": frame, "usage": usage, "usage_weight": 0.0, "eligible": table.eligible}
     return Scores(path, arguments | {"capacity": table.capacity})
+
+
+def _matrix(path: Path) -> Scores:
+    """Open a bare matrix as scores that stay in the file."""
+    try:
+        scores = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        msg = f"{path}: not a complete .npy file of numbers ({error})"
+        raise InputError(msg) from error
+    usage = [0.0] * (scores.shape[1] if scores.ndim == 2 else 0)
+    return Scores(path, {"fitness": scores, "usage": usage, "usage_weight": 0.0})
 
 
 def _score_arrays(path: Path, arrays: dict[str, Any]) -> Scores:

@@ -71,8 +71,9 @@ def solve_file(
     """Solve one problem from a file; print the answer and its certificate.
 
     FILE is a problem (.npz with desirability, capacity and perhaps bounds), scores (.npz with fitness, usage and
-    capacity), or a table of scores (.csv: one client per row, one expert per column, labels in the first row and
-    column, perhaps a column "capacity"; an empty cell is a pair that is not eligible).
+    capacity), a matrix of scores (.npy, clients x experts: it stays on disk), or a table of scores (.csv: one
+    client per row, one expert per column, labels in the first row and column, perhaps a column "capacity"; an
+    empty cell is a pair that is not eligible).
 
     --capacity, --balance, --load-min, --load-max, --fill and the weights make a problem out of scores; a problem
     has its own bounds. Exit code 1: there is no assignment, or it breaks a constraint.

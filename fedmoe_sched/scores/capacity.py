@@ -38,7 +38,7 @@ __all__ = [
 TRAINING_FACTOR = 3.0
 
 _SMALLEST = 1e-300  # of what is divided by: 1 / it is still finite
-_BLOCK_CELLS = 2_097_152  # as AssignmentProblem.blocks: about 16 MB of float64
+_BLOCK_CELLS = 2_097_152  # about 16 MB of float64
 
 
 @dataclass(frozen=True)
