@@ -77,6 +77,7 @@ class Ties:
         """Draw a perturbation, if a probe of the clients says that scores, or their differences, are quantised."""
         n, m = problem.shape
         probe = problem.desirability[:: max(1, n // _PROBED)].astype(np.float64)
+        problem.release(slice(0, n))
         size = (float(abs(probe).max()) or 1e-12) * cls._RELATIVE_SIZE
         finest = max(size / 256, float(np.finfo(np.float64).tiny))
         columns = np.linspace(0, m - 1, min(m, 4)).astype(np.int64)
@@ -177,8 +178,7 @@ class Level(_Clients):
         low, high = problem.load_min, np.minimum(problem.load_max, n)
         self.close_enough = _paths_per_step(n * m / _CELLS_PER_MICROSECOND, m)
         if rows is not None:
-            self._scores = read_only(_readable(self._scores[rows]))
-            self._eligible = None if self._eligible is None else read_only(self._eligible[rows])
+            self._scores, self._eligible = _gather(problem, rows)
             least, most = least[rows], most[rows]
             low = np.floor(low * (size / n)).astype(np.int64)
             high = np.ceil(high * (size / n)).astype(np.int64)
@@ -189,6 +189,7 @@ class Level(_Clients):
         self.load_min, self.load_max = low.copy(), high.copy()
         self.penalty = _penalty(problem)
         self.ties, self.finest = ties, ties.finest
+        self._release: Callable[[slice], None] = problem.release if rows is None else _keep
         self._noise = ties.size
         self._run = run
         widest = max(1, int(self.most.max(initial=1)))
@@ -210,7 +211,9 @@ class Level(_Clients):
             start = number * step
             part = slice(start, min(size, start + step))
             eligible = _ALL_ELIGIBLE if self._eligible is None else self._eligible[part]
-            return kernel(number, part, _readable(self._scores[part]), eligible, start)
+            result = kernel(number, part, _readable(self._scores[part]), eligible, start)
+            self._release(part)
+            return result
 
         numbers = range(-(-size // step))
         return list(map(block, numbers) if len(numbers) == 1 else self._run(block, numbers))
@@ -398,6 +401,24 @@ class _Movers(_Clients):
                 enough *= 8
         self.prices = potential[:m] - potential[m]
         return int(status)
+
+
+def _gather(problem: AssignmentProblem, rows: IntArray) -> tuple[FloatArray, BoolArray | None]:
+    """Copy the scores and the eligible experts of some clients, ascending, without loading all of a memory map."""
+    m = problem.n_experts
+    narrow = problem.desirability.dtype == np.float16
+    scores = np.empty((len(rows), m), dtype=np.float32 if narrow else problem.desirability.dtype)
+    eligible = None if problem.eligible is None else np.empty((len(rows), m), dtype=np.bool_)
+    for block in problem.blocks():
+        part = slice(*np.searchsorted(rows, (block.start, block.stop)))
+        scores[part] = problem.desirability[rows[part]]
+        if eligible is not None and problem.eligible is not None:
+            eligible[part] = problem.eligible[rows[part]]
+    return read_only(scores), None if eligible is None else read_only(eligible)
+
+
+def _keep(block: slice) -> None:
+    """Do what there is to do after a pass over a copy: nothing."""
 
 
 def _readable(part: FloatArray) -> FloatArray:

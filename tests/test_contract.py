@@ -182,10 +182,7 @@ def test_backend_leaves_its_input_alone(backend):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_backend_takes_narrow_scores_for_what_they_are(request, backend, dtype):
-    if backend == "exact" and dtype == np.float16:
-        reason = "Numba has no float16: the kernels need the scores as another type"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=NotImplementedError, strict=True))
+def test_backend_takes_narrow_scores_for_what_they_are(backend, dtype):
     narrow = clustered(50, 5, seed=9).desirability.astype(dtype)
     arguments = {"capacity": 2, "min_experts": 2, "load_min": 15, "load_max": 25}
     from_narrow = solve(AssignmentProblem(narrow, **arguments), backend)

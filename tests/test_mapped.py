@@ -130,7 +130,7 @@ def test_maps_are_kept_as_they_are(tmp_path, dtype):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("solver", ["greedy", "random", "greedy-global", "flow-ortools", "lp-scipy"])
+@pytest.mark.parametrize("solver", ["exact", "greedy", "random", "greedy-global", "flow-ortools", "lp-scipy"])
 def test_mapped_scores_give_the_same_answer(tmp_path, dtype, solver):
     inside, outside = in_memory_and_mapped(tmp_path, dtype)
     one, two = solve(inside, solver), solve(outside, solver)
