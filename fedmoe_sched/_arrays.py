@@ -15,12 +15,14 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "Labelled",
+    "as_array",
     "as_bool_matrix",
     "as_counts",
     "as_matrix",
     "as_vector",
     "read_only",
     "split_labels",
+    "vector_size",
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -56,7 +58,8 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
-def _to_array(name: str, value: Any) -> npt.NDArray[Any]:
+def as_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """Read numbers of any shape; booleans count as numbers."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -94,8 +97,14 @@ def _refuse_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], me
         raise InputError(msg)
 
 
-def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> FloatArray:
-    """Read a finite (clients, experts) matrix; float32 and float64 are taken without a copy.
+def as_matrix(
+    name: str,
+    value: Any,
+    shape: tuple[int, int] | None = None,
+    *,
+    axes: tuple[str, str] = ("client", "expert"),
+) -> FloatArray:
+    """Read a finite matrix, clients by experts; float32 and float64 are taken without a copy.
 
     Parameters
     ----------
@@ -105,6 +114,8 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
         Numbers.
     shape : (int, int), optional
         The shape to insist on; else anything with n >= 1 and m >= 1.
+    axes : (str, str), default ("client", "expert")
+        What rows and columns stand for, for messages.
 
     Returns
     -------
@@ -115,14 +126,15 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
     InputError
         Wrong shape, not numeric, or not finite.
     """
-    array = _to_array(name, value)
+    array = as_array(name, value)
+    row, column = axes
     if array.ndim != 2:
-        msg = f"{name}: has shape {array.shape}, must be two-dimensional (clients, experts)"
+        msg = f"{name}: has shape {array.shape}, must be two-dimensional ({row}s, {column}s)"
         raise InputError(msg)
     if shape is not None:
-        _refuse_shape(name, array, shape, "clients, experts")
+        _refuse_shape(name, array, shape, f"{row}s, {column}s")
     if 0 in array.shape:
-        msg = f"{name}: has shape {array.shape}, needs at least one client and one expert"
+        msg = f"{name}: has shape {array.shape}, needs at least one {row} and one {column}"
         raise InputError(msg)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -132,7 +144,7 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
 
 def as_bool_matrix(name: str, value: Any, shape: tuple[int, int]) -> BoolArray:
     """Read a boolean (clients, experts) matrix; 0 and 1 are taken for False and True."""
-    array = _to_array(name, value)
+    array = as_array(name, value)
     _refuse_shape(name, array, shape, "clients, experts")
     if array.dtype != np.bool_:
         _refuse_first(name, array, (array != 0) & (array != 1), "True or False")
@@ -141,13 +153,22 @@ def as_bool_matrix(name: str, value: Any, shape: tuple[int, int]) -> BoolArray:
 
 def as_vector(name: str, value: Any, size: int, meaning: str, *, least: float | None = None) -> FloatArray:
     """Read a finite float64 vector of `size` numbers, each at least `least` where that is given."""
-    array = _to_array(name, value)
+    array = as_array(name, value)
     _refuse_shape(name, array, (size,), meaning)
     array = array.astype(np.float64, copy=False)
     _refuse_not_finite(name, array)
     if least is not None:
         _refuse_first(name, array, array < least, f">= {least:g}")
     return array
+
+
+def vector_size(name: str, value: Any) -> int:
+    """Return the length of a vector whose size nothing else prescribes."""
+    array = as_array(name, value)
+    if array.ndim != 1:
+        msg = f"{name}: has shape {array.shape}, must be one-dimensional"
+        raise InputError(msg)
+    return len(array)
 
 
 def as_counts(name: str, value: Any, size: int, meaning: str) -> IntArray:
@@ -158,7 +179,7 @@ def as_counts(name: str, value: Any, size: int, meaning: str) -> IntArray:
     InputError
         Wrong shape, negative, fractional, or not finite: ``capacity[17] = -2: must be >= 0``.
     """
-    array = _to_array(name, value)
+    array = as_array(name, value)
     if array.ndim == 0:
         _refuse_bad_counts(name, array.reshape(1), scalar=True)
         return np.full(size, int(array), dtype=np.int64)
