@@ -74,6 +74,13 @@ def penalty_table(problem: AssignmentProblem, most: int) -> npt.NDArray[np.float
     return np.cumsum(marginals, axis=1)
 
 
+def penalty_paid(problem: AssignmentProblem, loads: npt.NDArray[np.int64]) -> float:
+    """Return the penalty of these loads, client by client; 0 without one."""
+    if problem.load_penalty is None:
+        return 0.0
+    return sum(marginal_cost(problem, j, load) for j, most in enumerate(loads) for load in range(1, int(most) + 1))
+
+
 def brute_force(problem: AssignmentProblem) -> float | None:
     """Return the best objective of a tiny problem; None if no assignment keeps all bounds."""
     key = _key(problem)
@@ -144,8 +151,11 @@ def assert_prices_prove(problem: AssignmentProblem, mask: npt.NDArray[np.bool_],
 _SHAPES = [(1, 1), (4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 2), (4, 1), (1, 4)]
 
 
-def contended(seed: int) -> AssignmentProblem:
-    """Make a random tiny problem whose load bounds bite, and a few of which nothing satisfies."""
+def contended(seed: int, *, penalised: bool = False) -> AssignmentProblem:
+    """Make a random tiny problem whose load bounds bite, and a few of which nothing satisfies.
+
+    A penalty is a table, so steep that it competes with the scores.
+    """
     rng = np.random.default_rng(seed)
     n, m = rng.integers(3, 5), rng.integers(2, 5)
     scores = rng.random((n, m)) + rng.random(m) - rng.choice([0.0, 0.6])
@@ -155,9 +165,11 @@ def contended(seed: int) -> AssignmentProblem:
     slots = np.minimum(rng.integers(1, m + 1, n), m if eligible is None else eligible.sum(axis=1))
     mean = slots.sum() / m
     load_max = np.maximum(1, np.rint(mean * rng.uniform(0.8, 1.5, m)).astype(int))
+    table = np.sort(rng.uniform(-0.2, 1.2, (m, 4)), axis=1) if penalised else None
     return AssignmentProblem(
         scores,
         slots,
+        load_penalty=None if table is None else LoadPenalty.from_marginals(table),
         min_experts=slots * rng.integers(0, 2),
         load_min=np.minimum(load_max, (mean * rng.uniform(0, 0.9, m)).astype(int)),
         load_max=load_max,
