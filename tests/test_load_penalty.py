@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import load_penalties, marginal_cost, penalty_table
+from oracle import assert_prices_prove, brute_force, linear_program, load_penalties, marginal_cost, penalty_table
 
-from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty
+from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty, schedule
 
 MIXED = LoadPenalty([0, 2, 3], [1, 4, 1], [0.5, 2.0, -1.0], [0.25, 0.0, 1.0])
 
@@ -183,3 +183,50 @@ def test_a_problem_shows_its_penalty():
     assert problem.replace(load_penalty=None).is_separable
     assert not problem.has_load_bounds
     assert not problem.is_separable
+
+
+def test_schedule_balances_softly():
+    """All like expert 0 best; loads of l cost 0.15 times the square of l, and every pair 0.1 for its usage."""
+    fitness = [[0.9, 0.6], [0.9, 0.5], [0.9, 0.4], [0.9, 0.1], [0.9, 0.0]]
+    penalty = LoadPenalty.quadratic(0.3, n_experts=2)
+    alone = schedule(fitness, [1, 1], 1, balance=None, load_penalty=penalty)
+    assert alone.loads.tolist() == [3, 2]
+    assert alone.objective == pytest.approx(3 * 0.9 + 0.6 + 0.5 - 5 * 0.1 - 0.15 * (9 + 4))
+    assert alone.problem.load_penalty is penalty
+    assert schedule(fitness, [1, 1], 1, balance=None).loads.tolist() == [5, 0]
+    hard = schedule(fitness, [1, 1], 1, load_max=[2, 4], load_penalty=penalty)
+    assert hard.loads.tolist() == [2, 3]
+    with pytest.raises(InputError, match="load_penalty: is of 3 experts, must be of 2"):
+        schedule(fitness, [1, 1], 1, load_penalty=LoadPenalty.quadratic(0.1, n_experts=3))
+
+
+# --- what the other tests judge penalties by --------------------------------------------------------------------
+
+# Three clients gain 5, 3 and 2 by expert 0 and 1 by expert 1; the k-th client of an expert costs k - 1/2. Two and
+# one are worth 5 + 3 + 1 - 2 - 0.5.
+BY_HAND = AssignmentProblem(
+    [[5.0, 1.0], [3.0, 1.0], [2.0, 1.0]], 1, min_experts=1, load_penalty=LoadPenalty.quadratic(1.0, n_experts=2)
+)
+
+
+def test_the_oracles_agree_with_an_example_by_hand():
+    assert brute_force(BY_HAND) == 6.5
+    assert linear_program(BY_HAND) == pytest.approx(6.5, abs=1e-6)
+    assert brute_force(BY_HAND.replace(load_penalty=None)) == 10.0
+    assert penalty_table(BY_HAND, 3).tolist() == [[0.0, 0.5, 2.0, 4.5]] * 2
+
+
+@pytest.mark.parametrize(
+    ("prices", "claim"),
+    [
+        ([2.6, 1.5], "expert 0 is not full but priced"),
+        ([1.4, 0.5], "expert 0 is not scarce but priced"),
+        ([2.0, 0.4], "expert 1 is not scarce"),
+        ([2.0, 1.5], "client 2 would rather swap"),
+    ],
+)
+def test_the_check_of_prices_can_fail(prices, claim):
+    best = np.array([[True, False], [True, False], [False, True]])
+    assert_prices_prove(BY_HAND, best, [1.5, 0.5], 1e-9)
+    with pytest.raises(AssertionError, match=claim):
+        assert_prices_prove(BY_HAND, best, prices, 1e-9)

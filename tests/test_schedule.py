@@ -13,7 +13,6 @@ from fedmoe_sched import (
     AssignmentProblem,
     InfeasibleError,
     InputError,
-    LoadPenalty,
     MissingDependencyError,
     NoAssignmentError,
     Schedule,
@@ -98,21 +97,6 @@ def test_one_capacity_stands_for_all():
 
 def test_more_capacity_than_experts_is_cut_to_what_there_is():
     assert schedule(FITNESS, USAGE, 99).loads.tolist() == [6, 6, 6]
-
-
-def test_a_load_penalty_balances_softly():
-    """All like expert 0 best; loads of l cost 0.15 times the square of l, and every pair 0.1 for its usage."""
-    fitness = [[0.9, 0.6], [0.9, 0.5], [0.9, 0.4], [0.9, 0.1], [0.9, 0.0]]
-    penalty = LoadPenalty.quadratic(0.3, n_experts=2)
-    alone = schedule(fitness, [1, 1], 1, balance=None, load_penalty=penalty)
-    assert alone.loads.tolist() == [3, 2]
-    assert alone.objective == pytest.approx(3 * 0.9 + 0.6 + 0.5 - 5 * 0.1 - 0.15 * (9 + 4))
-    assert alone.problem.load_penalty is penalty
-    assert schedule(fitness, [1, 1], 1, balance=None).loads.tolist() == [5, 0]
-    hard = schedule(fitness, [1, 1], 1, load_max=[2, 4], load_penalty=penalty)
-    assert hard.loads.tolist() == [2, 3]
-    with pytest.raises(InputError, match="load_penalty: is of 3 experts, must be of 2"):
-        schedule(fitness, [1, 1], 1, load_penalty=LoadPenalty.quadratic(0.1, n_experts=3))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------
