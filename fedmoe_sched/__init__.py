@@ -14,6 +14,7 @@ from fedmoe_sched.errors import (
     StateFileError,
     UnsupportedProblemError,
 )
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
 from fedmoe_sched.result import Conflict, Relaxation, Schedule, Status, StopReason
@@ -35,6 +36,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "Limits",
+    "LoadPenalty",
     "MissingDependencyError",
     "NoAssignmentError",
     "Relaxation",

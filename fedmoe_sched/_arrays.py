@@ -18,6 +18,7 @@ __all__ = [
     "IntArray",
     "KnownMatrix",
     "Labelled",
+    "as_array",
     "as_bool_matrix",
     "as_counts",
     "as_matrix",
@@ -25,6 +26,7 @@ __all__ = [
     "read_only",
     "row_blocks",
     "split_labels",
+    "vector_size",
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -80,7 +82,8 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _to_array(name: str, value: Any) -> npt.NDArray[Any]:
+def as_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """Read numbers of any shape; booleans count as numbers."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -118,8 +121,14 @@ def _refuse_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], me
         raise InputError(msg)
 
 
-def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> FloatArray:
-    """Read a finite (clients, experts) matrix; float16, float32 and float64 are taken without a copy.
+def as_matrix(
+    name: str,
+    value: Any,
+    shape: tuple[int, int] | None = None,
+    *,
+    axes: tuple[str, str] = ("client", "expert"),
+) -> FloatArray:
+    """Read a finite matrix, clients by experts; float16, float32 and float64 are taken without a copy.
 
     It is looked through in blocks: of a memory map only a few pages are resident at a time.
 
@@ -131,6 +140,8 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
         Numbers.
     shape : (int, int), optional
         The shape to insist on; else anything with n >= 1 and m >= 1.
+    axes : (str, str), default ("client", "expert")
+        What rows and columns stand for, for messages.
 
     Returns
     -------
@@ -143,14 +154,15 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
     """
     if isinstance(value, KnownMatrix):
         return value.array
-    array = _to_array(name, value)
+    array = as_array(name, value)
+    row, column = axes
     if array.ndim != 2:
-        msg = f"{name}: has shape {array.shape}, must be two-dimensional (clients, experts)"
+        msg = f"{name}: has shape {array.shape}, must be two-dimensional ({row}s, {column}s)"
         raise InputError(msg)
     if shape is not None:
-        _refuse_shape(name, array, shape, "clients, experts")
+        _refuse_shape(name, array, shape, f"{row}s, {column}s")
     if 0 in array.shape:
-        msg = f"{name}: has shape {array.shape}, needs at least one client and one expert"
+        msg = f"{name}: has shape {array.shape}, needs at least one {row} and one {column}"
         raise InputError(msg)
     if array.dtype not in _KEPT_TYPES:
         array = array.astype(np.float64)
@@ -160,7 +172,7 @@ def as_matrix(name: str, value: Any, shape: tuple[int, int] | None = None) -> Fl
 
 def as_bool_matrix(name: str, value: Any, shape: tuple[int, int]) -> BoolArray:
     """Read a boolean (clients, experts) matrix; 0 and 1 are taken for False and True. bool is not copied."""
-    array = _to_array(name, value)
+    array = as_array(name, value)
     _refuse_shape(name, array, shape, "clients, experts")
     if array.dtype == np.bool_:
         return array
@@ -175,13 +187,22 @@ def as_bool_matrix(name: str, value: Any, shape: tuple[int, int]) -> BoolArray:
 
 def as_vector(name: str, value: Any, size: int, meaning: str, *, least: float | None = None) -> FloatArray:
     """Read a finite float64 vector of `size` numbers, each at least `least` where that is given."""
-    array = _to_array(name, value)
+    array = as_array(name, value)
     _refuse_shape(name, array, (size,), meaning)
     array = array.astype(np.float64, copy=False)
     _refuse_not_finite(name, array)
     if least is not None:
         _refuse_first(name, array, array < least, f">= {least:g}")
     return array
+
+
+def vector_size(name: str, value: Any) -> int:
+    """Return the length of a vector whose size nothing else prescribes."""
+    array = as_array(name, value)
+    if array.ndim != 1:
+        msg = f"{name}: has shape {array.shape}, must be one-dimensional"
+        raise InputError(msg)
+    return len(array)
 
 
 def as_counts(name: str, value: Any, size: int, meaning: str) -> IntArray:
@@ -194,7 +215,7 @@ def as_counts(name: str, value: Any, size: int, meaning: str) -> IntArray:
     InputError
         Wrong shape, negative, fractional, or not finite: ``capacity[17] = -2: must be >= 0``.
     """
-    array = _to_array(name, value)
+    array = as_array(name, value)
     if array.ndim == 0:
         _refuse_bad_counts(name, array.reshape(1), scalar=True)
         return _frozen(np.full(size, int(array), dtype=np.int64))

@@ -2,7 +2,8 @@
 
 No backend is trusted here and none is imported: what a schedule says of itself comes from this module.
 The bound is weak Lagrangian duality over the expert load constraints (Bertsekas, *Nonlinear Programming*,
-section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, section 9.4).
+section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, section 9.4, and for convex costs
+chapter 14).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Certificate:
     Parameters
     ----------
     objective : float
-        ``sum_ij d_ij x_ij``.
+        ``sum_ij d_ij x_ij - sum_j phi_j(load_j)``.
     violations : tuple of Violation
         Broken constraints; empty for a feasible assignment.
     bound : float or None
@@ -122,13 +123,16 @@ def _processors() -> int:
 
 
 def objective(problem: AssignmentProblem, assignment: Assignment) -> float:
-    """Sum the desirability of the chosen pairs, in float64."""
+    """Sum the desirability of the chosen pairs, less the penalty of the loads, in float64."""
 
     def of_block(block: slice) -> float:
         chosen = problem.desirability[block][assignment.pairs_of(block)]
         return float(chosen.sum(dtype=np.float64))
 
-    return _sum_over_blocks(problem, of_block)
+    value = _sum_over_blocks(problem, of_block)
+    if problem.load_penalty is None:
+        return value
+    return value - float(problem.load_penalty.total(assignment.loads).sum())
 
 
 def _outside(name: str, values: IntArray, limits: IntArray, *, upper: bool, first: int = 0) -> Iterator[Violation]:
@@ -194,12 +198,27 @@ def _best_responses(reduced: FloatArray, least: IntArray, most: IntArray) -> flo
     return float(np.add.reduce(ranked, axis=None, where=taken))
 
 
+def _load_terms(problem: AssignmentProblem, prices: FloatArray) -> float:
+    """Sum what the experts' places are worth at these prices: the part of the bound that no client enters."""
+    if problem.load_penalty is None:
+        return float((problem.load_max * np.maximum(prices, 0) - problem.load_min * np.maximum(-prices, 0)).sum())
+    # "No limit" may be any large number, but no expert gets more than all clients.
+    most = np.maximum(np.minimum(problem.load_max, problem.n_clients), problem.load_min)
+    return float(problem.load_penalty.conjugate(prices, problem.load_min, most).sum())
+
+
 def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
     """Bound the objective of every feasible assignment from above, from expert prices.
 
     For any prices p of shape (m,), with R_i the best choice of client i under scores d_ij - p_j::
 
         bound(p) = sum_i R_i(p) + sum_j (load_max_j max(p_j, 0) - load_min_j max(-p_j, 0))
+
+    With a load penalty phi the second sum is that of the conjugates, which is the same where phi is 0::
+
+        max of p_j l - phi_j(l) over l = load_min_j..load_max_j
+
+    with no l above the number of clients.
 
     Parameters
     ----------
@@ -226,8 +245,7 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
         _reduce(problem, block, p, reduced)
         return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
 
-    of_loads = float((problem.load_max * np.maximum(p, 0) - problem.load_min * np.maximum(-p, 0)).sum())
-    return of_loads + _sum_over_blocks(problem, of_block)
+    return _load_terms(problem, p) + _sum_over_blocks(problem, of_block)
 
 
 def relative_gap(bound: float, value: float) -> float:

@@ -3,9 +3,11 @@
 The graph has one node per expert and one more, the *spare* node, for slots that clients leave unused. An arc
 a -> b costs the least loss of desirability with which one client can give up expert a and take b in its place;
 arcs to and from the spare node are clients that give up, or take, one expert more, and loads that may still
-rise or fall within their bounds. It is the residual network of the assignment as a circulation with all client
-nodes contracted: an assignment is optimal exactly when the graph has no negative cycle, and shortest distances
-are then optimal dual prices (Ahuja, Magnanti and Orlin, *Network Flows*, theorems 9.1 and 9.3).
+rise or fall within their bounds, at their marginal penalty. It is the residual network of the assignment as a
+circulation with all client nodes contracted: an assignment is optimal exactly when the graph has no negative
+cycle, and shortest distances are then optimal dual prices (Ahuja, Magnanti and Orlin, *Network Flows*, theorems
+9.1 and 9.3; chapter 14 for convex penalties). A cycle moves every load by at most one client, so that its cost is
+what cancelling it gains.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class _ExchangeGraph:
         self.held = assignment.mask()
         self.counts = assignment.counts.copy()
         self.loads = assignment.loads.copy()
+        self._largest_score = problem.largest_score
         m = problem.n_experts
         self.cost = np.full((m + 1, m + 1), np.inf)
         self.client = np.full((m + 1, m + 1), _FREE, dtype=np.int64)
@@ -64,15 +67,36 @@ class _ExchangeGraph:
                 self._leave_spare()
             else:
                 self._leave_expert(node)
-        # A load inside its bounds moves at no cost; this beats any client's arc only where it is cheaper.
-        for expert in range(spare):
-            self._free_arc(expert, spare, self.loads[expert] < self.problem.load_max[expert])
-            self._free_arc(spare, expert, self.loads[expert] > self.problem.load_min[expert])
+        # A load that moves by itself beats any client's arc only where it is cheaper. The load of an expert that
+        # is not among the nodes has not changed, so neither has what was offered for it before.
+        rise, fall = self._load_costs()
+        for cost, client, offer in (
+            (self.cost[:spare, spare], self.client[:spare, spare], rise),
+            (self.cost[spare, :spare], self.client[spare, :spare], fall),
+        ):
+            cheaper = offer < cost
+            cost[cheaper], client[cheaper] = offer[cheaper], _FREE
 
-    def _free_arc(self, tail: int, head: int, open_: bool) -> None:
-        if open_ and self.cost[tail, head] > 0:
-            self.cost[tail, head] = 0.0
-            self.client[tail, head] = _FREE
+    def _load_costs(self) -> tuple[FloatArray, FloatArray]:
+        """Cost of one client more, and of one less, at each expert; inf where the bounds forbid it."""
+        problem, loads = self.problem, self.loads
+        rise, fall = np.zeros(problem.n_experts), np.zeros(problem.n_experts)
+        if problem.load_penalty is not None:
+            experts = np.arange(problem.n_experts)
+            rise = problem.load_penalty.marginal_of(experts, loads + 1)
+            fall = -problem.load_penalty.marginal_of(experts, np.maximum(loads, 1))
+        rise[loads >= problem.load_max] = np.inf
+        fall[loads <= problem.load_min] = np.inf
+        return rise, fall
+
+    def tolerance(self) -> float:
+        """Return the rounding error of a path of differences: below it an improvement is not real.
+
+        Only penalties that a path may gain count, not those that one client more would cost: paths avoid an arc
+        that costs more than the rest of the graph gains, and its rounding error with it.
+        """
+        scale = max(self._largest_score, -float(min(cost.min() for cost in self._load_costs())))
+        return 8 * float(np.finfo(np.float64).eps) * scale
 
     def _gains(self, clients: IntArray) -> FloatArray:
         """Desirability of what each client could take in addition; -inf where it cannot."""
@@ -159,11 +183,6 @@ def _shortest(cost: FloatArray, tolerance: float) -> tuple[FloatArray, list[int]
     return distance, cycle[::-1]
 
 
-def _tolerance(problem: AssignmentProblem) -> float:
-    """Return the rounding error of a path of differences: below it an improvement is not real."""
-    return 8 * float(np.finfo(np.float64).eps) * problem.largest_score
-
-
 def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
     """Cancel improving cycles until none is left: the result is optimal and comes with its prices.
 
@@ -180,10 +199,9 @@ def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
     Polished
     """
     graph = _ExchangeGraph(problem, assignment)
-    tolerance = _tolerance(problem)
     cycles = 0
     while True:
-        distance, cycle = _shortest(graph.cost, tolerance)
+        distance, cycle = _shortest(graph.cost, graph.tolerance())
         if cycle is None:
             prices = distance[-1] - distance[:-1]
             break

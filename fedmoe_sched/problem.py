@@ -23,6 +23,7 @@ from fedmoe_sched._arrays import (
 )
 from fedmoe_sched._mapped import release_rows
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.load_penalty import LoadPenalty
 
 __all__ = ["AssignmentProblem"]
 
@@ -31,9 +32,9 @@ __all__ = ["AssignmentProblem"]
 class AssignmentProblem:
     """Which client trains which experts in one round, as a capacity-constrained assignment problem.
 
-    Maximise ``sum_ij d_ij x_ij`` over binary x subject to
+    Maximise ``sum_ij d_ij x_ij - sum_j phi_j(load_j)`` over binary x, with ``load_j = sum_i x_ij``, subject to
     ``min_experts_i <= sum_j x_ij <= capacity_i`` for every client i,
-    ``load_min_j <= sum_i x_ij <= load_max_j`` for every expert j,
+    ``load_min_j <= load_j <= load_max_j`` for every expert j,
     and ``x_ij = 0`` where the pair is not eligible. The constraint matrix is totally unimodular.
 
     Parameters
@@ -53,6 +54,8 @@ class AssignmentProblem:
     eligible : array_like of bool, shape (n, m), optional
         Pairs that are possible at all; None is all of them. Arrays of bool, memory maps too, are kept without a
         copy.
+    load_penalty : LoadPenalty, optional
+        The convex phi_j, in units of desirability; None is no penalty.
     client_labels, expert_labels : sequence of hashable, optional
         Names for the answer; by default those of the DataFrame, else none.
 
@@ -62,6 +65,7 @@ class AssignmentProblem:
     capacity, min_experts : ndarray, shape (n,), int64
     load_min, load_max : ndarray, shape (m,), int64
     eligible : ndarray, shape (n, m), bool, or None
+    load_penalty : LoadPenalty or None
     client_labels, expert_labels : tuple of hashable, or None
 
     Raises
@@ -82,6 +86,7 @@ class AssignmentProblem:
     load_min: IntArray
     load_max: IntArray
     eligible: BoolArray | None
+    load_penalty: LoadPenalty | None
     client_labels: tuple[Hashable, ...] | None
     expert_labels: tuple[Hashable, ...] | None
 
@@ -94,6 +99,7 @@ class AssignmentProblem:
         load_min: Any = 0,
         load_max: Any = None,
         eligible: Any = None,
+        load_penalty: LoadPenalty | None = None,
         client_labels: Sequence[Hashable] | None = None,
         expert_labels: Sequence[Hashable] | None = None,
     ) -> None:
@@ -109,6 +115,7 @@ class AssignmentProblem:
             "load_min": read_only(as_counts("load_min", load_min, m, "one per expert")),
             "load_max": read_only(as_counts("load_max", load_max, m, "one per expert")),
             "eligible": None if eligible is None else read_only(as_bool_matrix("eligible", eligible, (n, m))),
+            "load_penalty": _penalty(load_penalty, m),
             "client_labels": _labels("client_labels", bare.rows if client_labels is None else client_labels, n),
             "expert_labels": _labels("expert_labels", bare.columns if expert_labels is None else expert_labels, m),
         }
@@ -169,6 +176,11 @@ class AssignmentProblem:
         """Whether some load bound could exclude an assignment."""
         return bool((self.load_min > 0).any() or (self.load_max < self.n_clients).any())
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether clients do not compete: no load bound can exclude an assignment, and no load costs anything."""
+        return self.load_penalty is None and not self.has_load_bounds
+
     def replace(self, **changes: Any) -> AssignmentProblem:
         """Return a problem with some arguments changed (the names are those of the constructor)."""
         arguments: dict[str, Any] = {
@@ -178,6 +190,7 @@ class AssignmentProblem:
             "load_min": self.load_min,
             "load_max": self.load_max,
             "eligible": self.eligible,
+            "load_penalty": self.load_penalty,
             "client_labels": self.client_labels,
             "expert_labels": self.expert_labels,
         }
@@ -220,15 +233,28 @@ class AssignmentProblem:
 
     def __repr__(self) -> str:
         n, m = self.shape
+        penalty = "" if self.load_penalty is None else ", penalised"
         return (
             f"AssignmentProblem({n} clients x {m} experts, {int(self.slots.sum())} slots, "
-            f"load {_span(self.load_min)}..{_span(self.load_max)})"
+            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty})"
         )
 
 
 def _span(bounds: IntArray) -> str:
     low, high = int(bounds.min()), int(bounds.max())
     return str(low) if low == high else f"[{low}-{high}]"
+
+
+def _penalty(penalty: Any, n_experts: int) -> LoadPenalty | None:
+    if penalty is None:
+        return None
+    if not isinstance(penalty, LoadPenalty):
+        msg = f"load_penalty: is a {type(penalty).__name__}, must be a LoadPenalty or None"
+        raise InputError(msg)
+    if penalty.n_experts != n_experts:
+        msg = f"load_penalty: is of {penalty.n_experts} experts, must be of {n_experts}"
+        raise InputError(msg)
+    return penalty
 
 
 def _labels(name: str, labels: Sequence[Hashable] | None, size: int) -> tuple[Hashable, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import zipfile
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._files import atomic_file
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 
 __all__ = ["ScoreTable", "load_problem", "read_arrays", "read_score_table", "save_problem"]
@@ -31,6 +33,9 @@ _PROBLEM_ARRAYS = (
     "client_labels",
     "expert_labels",
 )
+# A load penalty is its four arrays, all or none of them.
+_PENALTY_PREFIX = "load_penalty_"
+_PENALTY_ARRAYS = tuple(_PENALTY_PREFIX + field.name for field in dataclasses.fields(LoadPenalty))
 
 
 def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> None:
@@ -55,6 +60,8 @@ def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> No
         if value is not None:
             # A JSON list keeps 1 and "1" apart, which an array of labels would not.
             arrays[name] = json.dumps(_plain_labels(name, value)) if name.endswith("_labels") else value
+    for name in _PENALTY_ARRAYS if problem.load_penalty is not None else ():
+        arrays[name] = getattr(problem.load_penalty, name.removeprefix(_PENALTY_PREFIX))
     with atomic_file(path) as file:
         np.savez(file, **arrays)
 
@@ -78,7 +85,8 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     ----------
     path : path-like
         ``desirability`` and ``capacity`` are needed; ``min_experts``, ``load_min``, ``load_max``, ``eligible``,
-        ``client_labels`` and ``expert_labels`` may be there.
+        ``client_labels``, ``expert_labels`` and all four arrays of a `LoadPenalty` (``load_penalty_indptr``,
+        ``load_penalty_start``, ...) may be there.
 
     Returns
     -------
@@ -93,8 +101,13 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
         The file cannot be read.
     """
     arrays = read_arrays(path)
-    refuse_unknown(path, arrays, _PROBLEM_ARRAYS, needed=("desirability", "capacity"))
+    penalised = not arrays.keys().isdisjoint(_PENALTY_ARRAYS)
+    needed = ("desirability", "capacity", *(_PENALTY_ARRAYS if penalised else ()))
+    refuse_unknown(path, arrays, _PROBLEM_ARRAYS + _PENALTY_ARRAYS, needed=needed)
     try:
+        if penalised:
+            penalty = {name.removeprefix(_PENALTY_PREFIX): arrays.pop(name) for name in _PENALTY_ARRAYS}
+            arrays["load_penalty"] = LoadPenalty(**penalty)
         return AssignmentProblem(**arrays)
     except InputError as error:
         msg = f"{path}: {error}"

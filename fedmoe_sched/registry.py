@@ -34,7 +34,7 @@ _COMPILED = "exact"
 _AUTO_ORDER = (_COMPILED, "flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
 _COMPILING_PAYS = 100_000
 
-# The backend for problems without load bounds, where clients do not compete.
+# The backend for problems without load bounds and penalty, where clients do not compete.
 _AUTO_SEPARABLE = "greedy"
 
 
@@ -102,8 +102,8 @@ def solvers() -> list[SolverEntry]:
 def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) -> tuple[str, str]:
     """Choose the backend for ``solver="auto"``, from the class of the problem and what is installed.
 
-    Without load bounds every client's own best choice is optimal, and nothing has to be optimised. With them the
-    first of the candidates that can be used here and takes the problem is chosen.
+    Without load bounds and load penalty every client's own best choice is optimal, and nothing has to be
+    optimised. Else the first of the candidates that can be used here and takes the problem is chosen.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) ->
         None of the candidates can be used.
     """
     n, m = problem.shape
-    if not problem.has_load_bounds:
+    if problem.is_separable:
         return _AUTO_SEPARABLE, f"{n} x {m} without load bounds: each client's own best choice is optimal"
     if n * m < _COMPILING_PAYS:
         candidates = sorted(candidates, key=_COMPILED.__eq__)
@@ -132,13 +132,20 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) ->
         cls = solver_class(name)
         refusal = cls.missing() or cls().supports(problem)
         if refusal is None:
-            reason = f"{n} x {m} with load bounds: fastest exact backend"
+            reason = f"{n} x {m} with {_coupling(problem)}: fastest exact backend"
             if refusals:
                 reason += f" that can be used here ({'; '.join(refusals)})"
             return name, reason
         refusals.append(refusal)
     msg = f"solver = 'auto': no backend takes this problem ({'; '.join(refusals)})"
     raise UnsupportedProblemError(msg)
+
+
+def _coupling(problem: AssignmentProblem) -> str:
+    """Say what makes the clients compete."""
+    bounds = ["load bounds"] if problem.has_load_bounds else []
+    penalty = ["load penalty"] if problem.load_penalty is not None else []
+    return " and ".join(bounds + penalty)
 
 
 def get_solver(solver: str | Solver[Any], problem: AssignmentProblem) -> tuple[Solver[Any], str]:

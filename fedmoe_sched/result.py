@@ -137,7 +137,7 @@ class Schedule:
     certificate : Certificate or None
         Recomputed from `pairs` and `prices`, not taken from the backend.
     prices : ndarray, shape (m,), float64, or None
-        Dual prices of the load bounds: what one more place at each expert is worth.
+        Dual prices of the loads: what one more place at each expert is worth.
     solver_bound : float or None
         An upper bound that only the backend vouches for (branch and bound); used where there are no prices.
     conflict : Conflict or None
@@ -198,7 +198,7 @@ class Schedule:
 
     @property
     def objective(self) -> float | None:
-        """Total desirability of the assignment; None where there is none."""
+        """Total desirability of the assignment, less the load penalty; None where there is none."""
         return None if self.certificate is None else self.certificate.objective
 
     @property

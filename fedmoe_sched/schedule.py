@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import FloatArray, IntArray, KnownMatrix, as_counts, as_matrix, as_vector, split_labels
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import widen_load_bounds
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule
 from fedmoe_sched.solve import solve
@@ -105,6 +106,7 @@ def schedule(
     load_min: Any = None,
     load_max: Any = None,
     balance: float | None = 0.25,
+    load_penalty: LoadPenalty | None = None,
     fill: bool = True,
     solver: str | Solver[Any] = "auto",
     time_limit: float | None = None,
@@ -134,6 +136,9 @@ def schedule(
     balance : float or None, default 0.25
         Keep every load within this tolerance of the mean load. Where that is impossible, or clashes with a hard
         bound, it is widened by the fewest places, listed in ``Schedule.relaxed``. None sets no such bounds.
+    load_penalty : LoadPenalty, optional
+        Convex cost of the loads, for soft balance, in units of desirability; experts in the order of `fitness`. It
+        comes on top of load bounds: with ``balance=None`` it is all that balances the loads.
     fill : bool, default True
         Whether clients train as many experts as they can (the rule of Chen et al. 2025), or only those of
         positive desirability.
@@ -174,6 +179,7 @@ def schedule(
         KnownMatrix(known) if scores is known else scores,
         _aligned("capacity", capacity, bare.rows),
         eligible=_aligned_matrix("eligible", eligible, bare.rows, bare.columns),
+        load_penalty=load_penalty,
         client_labels=bare.rows,
         expert_labels=bare.columns,
     )

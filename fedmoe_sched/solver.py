@@ -28,13 +28,14 @@ class Capability(StrEnum):
     MIN_EXPERTS = "min experts"
     LOAD_BOUNDS = "load bounds"
     ELIGIBILITY = "eligibility"
+    LOAD_PENALTY = "load penalty"
     PRICES = "prices"
     WARM_START = "warm start"
     TIME_LIMIT = "time limit"
     THREADS = "threads"
 
 
-#: What every backend for the whole network problem can do.
+#: What every backend for the whole network problem can do; load penalties are not among it.
 NETWORK_PROBLEMS = frozenset({Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY})
 
 
@@ -83,7 +84,7 @@ class Answer:
     assignment : Assignment or None
         None where nothing was found.
     prices : ndarray, shape (m,), optional
-        Dual prices of the load bounds.
+        Dual prices of the loads.
     bound : float, optional
         Upper bound on the objective that only the backend vouches for.
     message : str
@@ -125,8 +126,9 @@ class Solver(ABC, Generic[ModelT]):
         """Return None, or the reason why this backend does not take `problem`."""
         lacking = required_capabilities(problem) - self.capabilities
         if not self.exact:
-            # A heuristic may ignore load bounds: the schedule then says VIOLATED and lists them.
-            lacking -= {Capability.LOAD_BOUNDS}
+            # A heuristic may ignore load bounds: the schedule then says VIOLATED and lists them. A penalty that it
+            # ignores counts in the objective all the same.
+            lacking -= {Capability.LOAD_BOUNDS, Capability.LOAD_PENALTY}
         if not lacking:
             return None
         return f"{self.name} does not take {', '.join(sorted(lacking))}"
@@ -162,5 +164,6 @@ def required_capabilities(problem: AssignmentProblem) -> frozenset[Capability]:
         Capability.MIN_EXPERTS: (problem.min_experts > 0).any(),
         Capability.LOAD_BOUNDS: problem.has_load_bounds,
         Capability.ELIGIBILITY: problem.eligible is not None,
+        Capability.LOAD_PENALTY: problem.load_penalty is not None,
     }
     return frozenset(capability for capability, needed in needs.items() if needed)

@@ -12,7 +12,20 @@ from fedmoe_sched.problem import AssignmentProblem
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["Bounds", "Pairs", "clipped_bounds", "eligible_pairs", "incidence", "unit_scores"]
+__all__ = [
+    "PENALTY_RANGE",
+    "Bounds",
+    "Pairs",
+    "clipped_bounds",
+    "eligible_pairs",
+    "incidence",
+    "largest_cost",
+    "unit_scores",
+]
+
+#: A marginal penalty may be so many times the largest score before scores lose precision to it: far more than what
+#: a client can gain, and little enough for 64-bit sums of whole costs.
+PENALTY_RANGE = 1e3
 
 
 class Pairs(NamedTuple):
@@ -60,8 +73,25 @@ def _clip(
     return low, np.maximum(low, np.minimum(high, most))
 
 
+def largest_cost(problem: AssignmentProblem) -> float:
+    """Return what scores and penalties are measured by; 0 where there is nothing to gain or pay.
+
+    The largest absolute score, unless marginal penalties within the problem's reach exceed that `PENALTY_RANGE`
+    times.
+    """
+    largest = problem.largest_score
+    if problem.load_penalty is None:
+        return largest
+    most = np.minimum(problem.load_max, problem.n_clients)
+    within = np.flatnonzero(most > 0)
+    # Marginal penalties never fall: the first or the last one is the largest.
+    ends = [problem.load_penalty.marginal_of(within, loads) for loads in (np.ones_like(within), most[within])]
+    steepest = float(np.abs(ends).max(initial=0.0))
+    return max(largest, steepest / PENALTY_RANGE) if largest else steepest
+
+
 def unit_scores(problem: AssignmentProblem, pairs: Pairs) -> tuple[npt.NDArray[np.float64], float]:
-    """Scale the desirability of `pairs` to at most 1: the tolerances of floating-point engines are absolute.
+    """Scale the desirability of `pairs` by `largest_cost`: the tolerances of floating-point engines are absolute.
 
     Returns
     -------
@@ -69,8 +99,7 @@ def unit_scores(problem: AssignmentProblem, pairs: Pairs) -> tuple[npt.NDArray[n
     unit : float
         ``scores * unit`` is the desirability.
     """
-    largest = problem.largest_score
-    unit = largest if largest > 0 else 1.0
+    unit = largest_cost(problem) or 1.0
     return problem.desirability[pairs.clients, pairs.experts].astype(np.float64) / unit, unit
 
 

@@ -28,7 +28,7 @@ __all__ = ["Level", "Prices", "Run", "Ties"]
 _STALLED = 4  # Newton steps without a tenth less surplus before paths take over
 _MOST_NEWTON_STEPS = 40
 _MOST_TRUST = 64.0  # in units of the reach
-_PROBED = 2048  # clients looked at to tell whether scores are quantised
+_PROBED, _PROBED_RUN = 2048, 32  # clients looked at to tell whether scores are quantised; as many in a row
 _BLOCK_CLIENTS = 8192  # unit of work of a thread
 _MOST_BLOCKS = 16  # of passes that need a matrix of costs, or a list of candidates, for each block
 _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of the clients
@@ -75,9 +75,8 @@ class Ties:
     @classmethod
     def of(cls, problem: AssignmentProblem, rng: np.random.Generator) -> Ties:
         """Draw a perturbation, if a probe of the clients says that scores, or their differences, are quantised."""
-        n, m = problem.shape
-        probe = problem.desirability[:: max(1, n // _PROBED)].astype(np.float64)
-        problem.release(slice(0, n))
+        m = problem.n_experts
+        probe = _probe(problem)
         size = (float(abs(probe).max()) or 1e-12) * cls._RELATIVE_SIZE
         finest = max(size / 256, float(np.finfo(np.float64).tiny))
         columns = np.linspace(0, m - 1, min(m, 4)).astype(np.int64)
@@ -89,6 +88,18 @@ class Ties:
         steps = steps[steps > 4096 * size]  # what rounding makes of equal steps is not a step
         quantum = float(np.median(steps)) if len(steps) else 0.0
         return cls(rng.random(cls._ENTRIES + m), size, quantum, finest)
+
+
+def _probe(problem: AssignmentProblem) -> Prices:
+    """Copy the scores of some clients: runs of neighbours, because a memory map is read by the page."""
+    n = problem.n_clients
+    runs = min(_PROBED // _PROBED_RUN, -(-n // _PROBED_RUN))
+    parts = []
+    for start in np.linspace(0, max(0, n - _PROBED_RUN), runs).astype(np.int64).tolist():
+        block = slice(start, min(n, start + _PROBED_RUN))
+        parts.append(problem.desirability[block].astype(np.float64))
+        problem.release(block)
+    return np.concatenate(parts)
 
 
 class _Clients:
@@ -301,7 +312,8 @@ class Level(_Clients):
         """Take over what the movers found."""
         keep_rows(movers.positions, movers.indptr, movers.expert, movers.held, self.choice, self.count)
         drift = _spread(movers.prices - self.prices) * (1 + 1e-6)
-        np.maximum(self.slack - np.float32(drift), 0, out=self.slack)
+        with np.errstate(over="ignore"):  # scores beyond the range of float32: nothing is settled then
+            np.maximum(self.slack - np.float32(drift), 0, out=self.slack)
         self.slack[movers.positions] = 0.0
         self.prices, self.loads = movers.prices, movers.loads
         self.surplus()
@@ -429,8 +441,12 @@ def _readable(part: FloatArray) -> FloatArray:
 
 
 def _penalty(problem: AssignmentProblem) -> tuple[IntArray, IntArray, Prices, Prices]:
-    m = problem.n_experts
-    return np.arange(m + 1), np.ones(m, dtype=np.int64), np.zeros(m), np.zeros(m)
+    """Return the segments of the penalty as writeable arrays, the one type for which kernels are compiled."""
+    penalty = problem.load_penalty
+    if penalty is None:
+        m = problem.n_experts
+        return np.arange(m + 1), np.ones(m, dtype=np.int64), np.zeros(m), np.zeros(m)
+    return penalty.indptr.copy(), penalty.start.copy(), penalty.value.copy(), penalty.slope.copy()
 
 
 def _paths_per_step(microseconds: float, m: int) -> float:

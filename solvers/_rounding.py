@@ -10,15 +10,17 @@ from fedmoe_sched.exchange import polish
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer
+from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps
+from fedmoe_sched.solvers._matrix import Bounds, largest_cost
 
-__all__ = ["COST_SCALE", "polished_answer", "unrounded_bound", "whole_scores"]
+__all__ = ["COST_SCALE", "polished_answer", "unrounded_bound", "whole_scores", "whole_steps"]
 
 #: The largest score becomes this whole number: enough for 1e-9 of it, small enough for 64-bit sums.
 COST_SCALE = 1e9
 
 
 def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], float]:
-    """Round desirability to whole numbers.
+    """Round desirability to whole numbers, on a scale that load penalties share.
 
     Returns
     -------
@@ -27,7 +29,7 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     unit : float
         ``scores * unit`` is the desirability, to within half a `unit`.
     """
-    largest = problem.largest_score
+    largest = largest_cost(problem)
     if largest == 0:
         return np.zeros(problem.shape, dtype=np.int64), 0.0
     # Not times COST_SCALE / largest, which overflows for the tiniest scores.
@@ -35,11 +37,16 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     return np.rint(scores).astype(np.int64), largest / COST_SCALE
 
 
+def whole_steps(problem: AssignmentProblem, bounds: Bounds) -> LoadSteps:
+    """List the steps of the loads, with whole costs in the unit of `whole_scores`."""
+    return load_steps(problem, bounds, COST_SCALE)
+
+
 def unrounded_bound(problem: AssignmentProblem, bound: float, unit: float) -> float:
     """Turn an upper bound on the objective in whole scores into one on the unrounded objective.
 
-    Every chosen pair may be worth half a unit more than its rounded score; no assignment has more pairs than
-    clients have slots, or experts have places.
+    For problems without load penalty. Every chosen pair may be worth half a unit more than its rounded score; no
+    assignment has more pairs than clients have slots, or experts have places.
     """
     most_pairs = min(int(problem.slots.sum()), int(np.minimum(problem.load_max, problem.n_clients).sum()))
     value = (bound + 0.5001 * most_pairs) * unit  # the 0.0001 covers the float64 errors of the scaling itself

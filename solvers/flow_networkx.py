@@ -12,8 +12,9 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._load_steps import LoadSteps
 from fedmoe_sched.solvers._matrix import Bounds, clipped_bounds, eligible_pairs
-from fedmoe_sched.solvers._rounding import polished_answer, whole_scores
+from fedmoe_sched.solvers._rounding import polished_answer, whole_scores, whole_steps
 
 __all__ = ["NetworkXFlow"]
 
@@ -22,21 +23,22 @@ __all__ = ["NetworkXFlow"]
 class _Model:
     problem: AssignmentProblem
     graph: Any
-    flow: dict[int, dict[int, int]] | None = None
+    flow: dict[int, dict[int, dict[int, int]]] | None = None
 
 
 class NetworkXFlow(Solver[_Model]):
     """Exact min-cost flow with NetworkX's network simplex, which needs no compiled code.
 
     A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
-    (loads); lower bounds are supplies of the end nodes. The method is sure to be exact for whole costs only, so
-    desirability is rounded, and improving cycles that the rounding hid are cancelled afterwards. Cannot be
+    (loads; with a load penalty an arc for each client that an expert may get, because each costs more); lower
+    bounds are supplies of the end nodes. The method is sure to be exact for whole costs only, so desirability and
+    penalties are rounded, and improving cycles that the rounding hid are cancelled afterwards. Cannot be
     interrupted: it runs to its end whatever the time limit, and the schedule says so.
     """
 
     name: ClassVar[str] = "flow-networkx"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES}
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.LOAD_PENALTY, Capability.PRICES}
     requires: ClassVar[tuple[str, ...]] = ("networkx",)
     summary: ClassVar[str] = "min-cost flow (NetworkX, pure Python); readable, for up to some 100,000 pairs"
 
@@ -48,8 +50,10 @@ class NetworkXFlow(Solver[_Model]):
         scores, _ = whole_scores(problem)
         pairs = eligible_pairs(problem)
         costs = (-scores[pairs.clients, pairs.experts]).tolist()
-        graph: Any = nx.DiGraph()
-        _add_nodes(graph, clipped_bounds(problem))
+        bounds = clipped_bounds(problem)
+        graph: Any = nx.MultiDiGraph()
+        _add_nodes(graph, bounds)
+        _add_load_arcs(graph, whole_steps(problem, bounds), problem.shape)
         arcs = zip(pairs.clients.tolist(), (n + pairs.experts).tolist(), costs, strict=True)
         graph.add_edges_from((tail, head, {"capacity": 1, "weight": cost}) for tail, head, cost in arcs)
         return _Model(problem, graph)
@@ -68,19 +72,24 @@ class NetworkXFlow(Solver[_Model]):
         if model.flow is None:
             return Answer(StopReason.PROVED_INFEASIBLE)
         n = model.problem.n_clients
-        chosen = [(i, head - n) for i in range(n) for head, used in model.flow[i].items() if used]
+        chosen = [(i, head - n) for i in range(n) for head, used in model.flow[i].items() if any(used.values())]
         clients, experts = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
         return polished_answer(model.problem, Assignment.from_pairs(clients, experts, model.problem.shape))
 
 
 def _add_nodes(graph: Any, bounds: Bounds) -> None:
-    """Add the nodes, and the arcs of what goes beyond the lower bounds; those are supplies (negative demands)."""
+    """Add the nodes, and what clients take beyond their lower bounds; those are supplies (negative demands)."""
     n, m = len(bounds.client_min), len(bounds.expert_min)
     hub = n + m
     graph.add_nodes_from((i, {"demand": -least}) for i, least in enumerate(bounds.client_min.tolist()))
     graph.add_nodes_from((n + j, {"demand": least}) for j, least in enumerate(bounds.expert_min.tolist()))
     graph.add_node(hub, demand=int(bounds.client_min.sum()) - int(bounds.expert_min.sum()))
     client_room = (bounds.client_max - bounds.client_min).tolist()
-    expert_room = (bounds.expert_max - bounds.expert_min).tolist()
     graph.add_edges_from((hub, i, {"capacity": room, "weight": 0}) for i, room in enumerate(client_room))
-    graph.add_edges_from((n + j, hub, {"capacity": room, "weight": 0}) for j, room in enumerate(expert_room))
+
+
+def _add_load_arcs(graph: Any, steps: LoadSteps, shape: tuple[int, int]) -> None:
+    """Add what experts get beyond their lower bounds: parallel arcs where the cost rises with the load."""
+    n, hub = shape[0], sum(shape)
+    arcs = zip(steps.experts.tolist(), steps.sizes.tolist(), steps.costs.tolist(), strict=True)
+    graph.add_edges_from((n + j, hub, {"capacity": size, "weight": int(cost)}) for j, size, cost in arcs)

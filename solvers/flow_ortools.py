@@ -13,7 +13,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
-from fedmoe_sched.solvers._rounding import polished_answer, whole_scores
+from fedmoe_sched.solvers._rounding import polished_answer, whole_scores, whole_steps
 
 __all__ = ["OrToolsFlow"]
 
@@ -31,14 +31,15 @@ class OrToolsFlow(Solver[_Model]):
     """Exact min-cost flow with OR-Tools' SimpleMinCostFlow.
 
     A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
-    (loads). Desirability is rounded to whole costs; improving cycles that the rounding hid are cancelled
+    (loads; with a load penalty an arc for each client that an expert may get, because each costs more).
+    Desirability and penalties are rounded to whole costs; improving cycles that the rounding hid are cancelled
     afterwards, and the prices come from the same exchange graph. The engine cannot be interrupted: it runs to
     its end whatever the time limit, and the schedule says so.
     """
 
     name: ClassVar[str] = "flow-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES}
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.LOAD_PENALTY, Capability.PRICES}
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "min-cost flow (OR-Tools); the fastest off-the-shelf exact backend"
 
@@ -56,8 +57,13 @@ class OrToolsFlow(Solver[_Model]):
         pair_arcs = flow.add_arcs_with_capacity_and_unit_cost(
             clients, n + experts, np.ones(len(clients), dtype=np.int64), -scores[clients, experts]
         )
-        _bounded_arcs(flow, np.full(n, hub), np.arange(n), bounds.client_min, bounds.client_max)
-        _bounded_arcs(flow, n + np.arange(m), np.full(m, hub), bounds.expert_min, bounds.expert_max)
+        # Arcs are for what goes beyond the lower bounds, which are supplies of the end nodes.
+        room, free = bounds.client_max - bounds.client_min, np.zeros(n, dtype=np.int64)
+        flow.add_arcs_with_capacity_and_unit_cost(np.full(n, hub), np.arange(n), room, free)
+        steps = whole_steps(problem, bounds)
+        flow.add_arcs_with_capacity_and_unit_cost(
+            n + steps.experts, np.full(len(steps.experts), hub), steps.sizes, steps.costs.astype(np.int64)
+        )
         demand = int(bounds.expert_min.sum()) - int(bounds.client_min.sum())
         flow.set_nodes_supplies(np.arange(n), bounds.client_min)
         flow.set_nodes_supplies(n + np.arange(m), -bounds.expert_min)
@@ -78,14 +84,3 @@ class OrToolsFlow(Solver[_Model]):
         clients, experts = model.pairs
         assignment = Assignment.from_pairs(clients[used], experts[used], model.problem.shape)
         return polished_answer(model.problem, assignment)
-
-
-def _bounded_arcs(
-    flow: Any,
-    tails: npt.NDArray[np.int64],
-    heads: npt.NDArray[np.int64],
-    low: npt.NDArray[np.int64],
-    high: npt.NDArray[np.int64],
-) -> None:
-    """Add arcs for what goes beyond the lower bounds, which are supplies of the end nodes."""
-    flow.add_arcs_with_capacity_and_unit_cost(tails, heads, high - low, np.zeros(len(tails), dtype=np.int64))

@@ -27,8 +27,8 @@ class Greedy(Solver[_Model]):
 
     The alignment rule of Chen et al. 2025 (arXiv 2507.05685): candidate experts by capacity, ranked by
     desirability, the top ones up to what the client can handle. Clients do not see one another, so they may all
-    crowd onto the same expert. Without load bounds the answer is optimal, and proved so. Ties go to the lower
-    expert number. Cannot be interrupted.
+    crowd onto the same expert. Without load bounds and load penalty the answer is optimal, and proved so. Ties go
+    to the lower expert number. Cannot be interrupted.
     """
 
     name: ClassVar[str] = "greedy"
@@ -47,9 +47,9 @@ class Greedy(Solver[_Model]):
         model.assignment = Assignment.from_mask_blocks(chosen, problem.n_experts)
 
     def read(self, model: _Model) -> Answer:
-        """Hand over the assignment; where no load is bounded, prices of zero prove it optimal."""
+        """Hand over the assignment; where clients do not compete, prices of zero prove it optimal."""
         problem = model.problem
-        prices = None if problem.has_load_bounds else np.zeros(problem.n_experts)
+        prices = np.zeros(problem.n_experts) if problem.is_separable else None
         return Answer(StopReason.COMPLETED, model.assignment, prices)
 
 

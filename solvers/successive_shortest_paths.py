@@ -68,6 +68,7 @@ class SuccessiveShortestPaths(Solver[_Model]):
         Capability.PRICES,
         Capability.WARM_START,
         Capability.THREADS,
+        Capability.LOAD_PENALTY,
     }
     requires: ClassVar[tuple[str, ...]] = ("numba",)
     summary: ClassVar[str] = "own price-based solver; exact and by far the fastest from a few thousand clients on"

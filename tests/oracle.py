@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from fedmoe_sched import AssignmentProblem
+from fedmoe_sched import AssignmentProblem, LoadPenalty
 
 TOLERANCE = 1e-9
 
@@ -46,7 +46,39 @@ _OPTIMA: dict[tuple[Any, ...], float | None] = {}
 def _key(problem: AssignmentProblem) -> tuple[Any, ...]:
     arrays = (problem.desirability, problem.capacity, problem.min_experts, problem.load_min, problem.load_max)
     eligible = None if problem.eligible is None else problem.eligible.tobytes()
-    return (problem.shape, problem.desirability.dtype.str, *(a.tobytes() for a in arrays), eligible)
+    penalty = problem.load_penalty
+    parts = () if penalty is None else (penalty.indptr, penalty.start, penalty.value, penalty.slope)
+    return (
+        problem.shape,
+        problem.desirability.dtype.str,
+        *(a.tobytes() for a in arrays),
+        eligible,
+        *(a.tobytes() for a in parts),
+    )
+
+
+def marginal_cost(problem: AssignmentProblem, j: int, load: int) -> float:
+    """Return what the load-th client of expert j costs: by its last segment that has begun, in a plain search."""
+    penalty = problem.load_penalty
+    if penalty is None:
+        return 0.0
+    begun = [s for s in range(penalty.indptr[j], penalty.indptr[j + 1]) if penalty.start[s] <= load]
+    s = begun[-1]
+    return float(penalty.value[s]) + float(penalty.slope[s]) * int(load - penalty.start[s])
+
+
+def penalty_table(problem: AssignmentProblem, most: int) -> npt.NDArray[np.float64]:
+    """Return phi_j of every load 0..most, one client after the other; shape (m, most + 1)."""
+    m = problem.n_experts
+    marginals = [[0.0, *(marginal_cost(problem, j, load) for load in range(1, most + 1))] for j in range(m)]
+    return np.cumsum(marginals, axis=1)
+
+
+def penalty_paid(problem: AssignmentProblem, loads: npt.NDArray[np.int64]) -> float:
+    """Return the penalty of these loads, client by client; 0 without one."""
+    if problem.load_penalty is None:
+        return 0.0
+    return sum(marginal_cost(problem, j, load) for j, most in enumerate(loads) for load in range(1, int(most) + 1))
 
 
 def brute_force(problem: AssignmentProblem) -> float | None:
@@ -54,15 +86,21 @@ def brute_force(problem: AssignmentProblem) -> float | None:
     key = _key(problem)
     if key not in _OPTIMA:
         values, loads, _ = enumerate_assignments(problem)
+        values = values - penalty_table(problem, problem.n_clients)[np.arange(problem.n_experts), loads].sum(
+            axis=1
+        )
         fits = ((loads >= problem.load_min) & (loads <= problem.load_max)).all(axis=1)
         _OPTIMA[key] = float(values[fits].max()) if fits.any() else None
     return _OPTIMA[key]
 
 
 def linear_program(problem: AssignmentProblem) -> float | None:
-    """Return the optimum of the linear relaxation, which is integral; None if infeasible. Interior point."""
+    """Return the optimum of the linear relaxation, which is integral; None if infeasible. Interior point.
+
+    With a penalty every expert has a variable of at most 1 for each client, which costs what that client does.
+    """
     from scipy.optimize import linprog
-    from scipy.sparse import identity, kron, vstack
+    from scipy.sparse import csr_array, hstack, identity, kron, vstack
 
     n, m = problem.shape
     by_client = kron(identity(n), np.ones((1, m)))
@@ -72,16 +110,32 @@ def linear_program(problem: AssignmentProblem) -> float | None:
     top = np.ones((n, m)) if problem.eligible is None else problem.eligible.astype(float)
     bounds = np.stack([np.zeros(n * m), top.ravel()], axis=1)
     costs = -problem.desirability.astype(np.float64).ravel()
-    found = linprog(costs, A_ub=rows, b_ub=np.concatenate(sides), bounds=bounds, method="highs-ipm")
+    equal: dict[str, Any] = {}
+    if problem.load_penalty is not None:
+        paid = [marginal_cost(problem, j, load) for j in range(m) for load in range(1, n + 1)]
+        costs = np.concatenate([costs, paid])
+        bounds = np.concatenate([bounds, np.tile([0.0, 1.0], (n * m, 1))])
+        equal = {"A_eq": hstack([by_expert, -kron(identity(m), np.ones((1, n)))]), "b_eq": np.zeros(m)}
+        rows = hstack([rows, csr_array((rows.shape[0], n * m))])
+    found = linprog(costs, A_ub=rows, b_ub=np.concatenate(sides), bounds=bounds, method="highs-ipm", **equal)
     return None if found.status == 2 else -float(found.fun)
 
 
 def assert_prices_prove(problem: AssignmentProblem, mask: npt.NDArray[np.bool_], prices: Any, tol: float) -> None:
-    """Assert the sign of the prices and complementary slackness, expert by expert and client by client."""
-    loads = mask.sum(axis=0)
+    """Assert complementary slackness, expert by expert and client by client.
+
+    A price is 0, or with a penalty between what the last client of the expert costs and what one more would cost;
+    more only where the expert is full, less only where it is at its lower bound.
+    """
+    loads, most = mask.sum(axis=0), problem.load_max
+    if problem.load_penalty is not None:
+        most = np.minimum(most, problem.n_clients)  # the bound has no conjugate beyond that
     for j, price in enumerate(prices):
-        assert price <= tol or loads[j] == problem.load_max[j], f"expert {j} is not full but priced {price}"
-        assert price >= -tol or loads[j] == problem.load_min[j], f"expert {j} is not scarce but priced {price}"
+        more, last = marginal_cost(problem, j, loads[j] + 1), marginal_cost(problem, j, max(loads[j], 1))
+        assert price <= more + tol or loads[j] == most[j], f"expert {j} is not full but priced {price}"
+        assert price >= last - tol or loads[j] == problem.load_min[j], (
+            f"expert {j} is not scarce but priced {price}"
+        )
     for i in range(problem.n_clients):
         can = np.ones(problem.n_experts, bool) if problem.eligible is None else problem.eligible[i]
         reduced = problem.desirability[i].astype(np.float64) - prices
@@ -97,8 +151,11 @@ def assert_prices_prove(problem: AssignmentProblem, mask: npt.NDArray[np.bool_],
 _SHAPES = [(1, 1), (4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 2), (4, 1), (1, 4)]
 
 
-def contended(seed: int) -> AssignmentProblem:
-    """Make a random tiny problem whose load bounds bite, and a few of which nothing satisfies."""
+def contended(seed: int, *, penalised: bool = False) -> AssignmentProblem:
+    """Make a random tiny problem whose load bounds bite, and a few of which nothing satisfies.
+
+    A penalty is a table, so steep that it competes with the scores.
+    """
     rng = np.random.default_rng(seed)
     n, m = rng.integers(3, 5), rng.integers(2, 5)
     scores = rng.random((n, m)) + rng.random(m) - rng.choice([0.0, 0.6])
@@ -108,9 +165,11 @@ def contended(seed: int) -> AssignmentProblem:
     slots = np.minimum(rng.integers(1, m + 1, n), m if eligible is None else eligible.sum(axis=1))
     mean = slots.sum() / m
     load_max = np.maximum(1, np.rint(mean * rng.uniform(0.8, 1.5, m)).astype(int))
+    table = np.sort(rng.uniform(-0.2, 1.2, (m, 4)), axis=1) if penalised else None
     return AssignmentProblem(
         scores,
         slots,
+        load_penalty=None if table is None else LoadPenalty.from_marginals(table),
         min_experts=slots * rng.integers(0, 2),
         load_min=np.minimum(load_max, (mean * rng.uniform(0, 0.9, m)).astype(int)),
         load_max=load_max,
@@ -119,7 +178,21 @@ def contended(seed: int) -> AssignmentProblem:
 
 
 @st.composite
-def tiny_problems(draw: st.DrawFn, *, bounded: bool = True) -> AssignmentProblem:
+def load_penalties(draw: st.DrawFn, m: int) -> LoadPenalty:
+    """Draw penalties: quadratic ones and tables, ties with one another and with the scores, negative marginals."""
+    if draw(st.booleans()):
+        elements = draw(st.sampled_from([st.integers(0, 2).map(float), st.floats(0, 1.5)]))
+        weight = draw(st.lists(elements, min_size=m, max_size=m))
+        history = draw(st.lists(st.sampled_from([0.0, 0.5, 3.0, -2.0, 0.3]), min_size=m, max_size=m))
+        return LoadPenalty.quadratic(weight, history)
+    width = draw(st.integers(1, 5))
+    elements = draw(st.sampled_from([st.integers(-1, 3).map(float), st.floats(-1, 3)]))
+    cells = draw(st.lists(elements, min_size=m * width, max_size=m * width))
+    return LoadPenalty.from_marginals(np.sort(np.reshape(cells, (m, width)), axis=1))
+
+
+@st.composite
+def tiny_problems(draw: st.DrawFn, *, bounded: bool = True, penalised: bool = False) -> AssignmentProblem:
     """Draw problems small enough to enumerate: ties, negative scores, empty capacities, infeasible bounds."""
     n, m = draw(st.sampled_from(_SHAPES))
     elements = draw(
@@ -153,6 +226,8 @@ def tiny_problems(draw: st.DrawFn, *, bounded: bool = True) -> AssignmentProblem
     if sides in {"min", "both"}:
         wish = draw(hnp.arrays(np.int64, m, elements=st.integers(0, 2), fill=st.nothing()))
         bounds["load_min"] = np.minimum(wish, bounds.get("load_max", n))
+    if penalised:
+        bounds["load_penalty"] = draw(load_penalties(m))
     return AssignmentProblem(scores, capacity, min_experts=min_experts, eligible=eligible, **bounds)
 
 

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from oracle import brute_force, clustered, linear_program, tiny_problems
 
-from fedmoe_sched import AssignmentProblem, Limits, Schedule, Status, StopReason, solve
+from fedmoe_sched import AssignmentProblem, Limits, LoadPenalty, Schedule, Status, StopReason, solve
 from fedmoe_sched.registry import solver_class
-from fedmoe_sched.solvers._rounding import unrounded_bound, whole_scores
+from fedmoe_sched.solvers._load_steps import load_steps
+from fedmoe_sched.solvers._matrix import clipped_bounds, largest_cost
+from fedmoe_sched.solvers._rounding import unrounded_bound, whole_scores, whole_steps
 from fedmoe_sched.solvers.greedy_global import GreedyGlobal
 from fedmoe_sched.solvers.ilp_ortools import CpSat
 from fedmoe_sched.solvers.ilp_pulp import PulpCbc
@@ -57,6 +59,57 @@ def test_differences_that_rounding_hides_are_found_again(name):
     steps = np.rint((scores - 1) * 1e11)
     found = solve(problem, name).assignment.toarray()
     assert steps[found].sum() == brute_force(problem.replace(desirability=steps))
+
+
+@pytest.mark.parametrize("name", ["flow-networkx", "flow-ortools"])
+def test_differences_of_penalties_that_rounding_hides_are_found_again(name):
+    """All experts seem to cost the same; exact marginal costs differ in the eleventh digit."""
+    needs(name)
+    steps = np.sort(np.random.default_rng(1).integers(0, 30, (3, 5)), axis=1)
+    problem = AssignmentProblem(
+        np.ones((5, 3)), 1, min_experts=1, load_penalty=LoadPenalty.from_marginals(0.5 + 1e-11 * steps)
+    )
+    assert len(np.unique(whole_steps(problem, clipped_bounds(problem)).costs)) == 1
+    cheapest = np.sort(steps, axis=None)[:5].sum()
+    loads = solve(problem, name).loads
+    assert sum(steps[j, :load].sum() for j, load in enumerate(loads)) == cheapest
+
+
+def test_steps_of_the_loads_are_those_between_the_bounds():
+    table = [[0.0, 0.5, 0.5, 0.5, 2.0], [-1.0, 0.0, 1.0, 1.0, 1.0]]
+    problem = AssignmentProblem(
+        np.full((6, 2), 4.0),
+        1,
+        load_min=[1, 0],
+        load_max=[5, 99],
+        load_penalty=LoadPenalty.from_marginals(table),
+    )
+    steps = whole_steps(problem, clipped_bounds(problem))
+    assert steps.experts.tolist() == [0, 0, 1, 1, 1]
+    assert steps.sizes.tolist() == [3, 1, 1, 1, 4]
+    np.testing.assert_allclose(steps.costs, [1.25e8, 5e8, -2.5e8, 0, 2.5e8])
+    free = load_steps(problem.replace(load_penalty=None), clipped_bounds(problem))
+    assert (free.sizes.tolist(), free.costs.tolist()) == ([4, 6], [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("score", "weight", "expected"),
+    [
+        (2.0, 0.0, 2.0),
+        (2.0, 1.0, 2.0),
+        (-2.0, 1e6, 3.5e3),
+        (0.0, 1.0, 3.5),
+        (0.0, 0.0, 0.0),
+        (1e-200, 1e300, 3.5e297),
+    ],
+)
+def test_penalties_leave_the_scores_their_digits_until_they_are_a_thousand_times_larger(score, weight, expected):
+    """Of the four clients of an expert the last one costs 3.5 times the weight."""
+    penalty = LoadPenalty.quadratic(weight, n_experts=2)
+    problem = AssignmentProblem(np.full((4, 2), score), 1, load_penalty=penalty)
+    assert largest_cost(problem) == pytest.approx(expected)
+    assert np.abs(whole_scores(problem)[0]).max() <= 1e9
+    assert np.abs(whole_steps(problem, clipped_bounds(problem)).costs).max() <= 1e12
 
 
 def test_scores_of_zero_and_of_any_magnitude_are_rounded_without_overflow():
@@ -241,6 +294,27 @@ def test_duals_of_lower_load_bounds_are_negative_prices(monkeypatch):
     assert -0.9 <= answer.prices[1] <= -0.5
 
 
+def test_duals_with_a_load_penalty_are_prices_without_polishing(monkeypatch):
+    """Three clients gain 3, 2 and 1 by expert 0, whose clients cost 1, 2, 3: two go there, at a price of 2."""
+    monkeypatch.setattr("fedmoe_sched.solvers.lp_scipy.polished_answer", None)
+    penalty = LoadPenalty.from_marginals([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    problem = AssignmentProblem([[3.5, 0.0], [2.5, 0.0], [1.5, 0.0]], 1, min_experts=1, load_penalty=penalty)
+    answer = solve(problem, SciPyLP())
+    assert answer.status is Status.OPTIMAL
+    assert answer.loads.tolist() == [2, 1]
+    assert answer.objective == 3.0
+    assert 2 <= answer.prices[0] <= 2.5
+    assert answer.prices[1] == 0
+
+
+@pytest.mark.parametrize("bound", [{"load_min": [0, 1]}, {"min_experts": 1}, {}])
+def test_lp_without_pairs_knows_penalties_and_demands(bound):
+    reward = LoadPenalty.from_marginals([[-1.0], [2.0]])
+    problem = AssignmentProblem(np.ones((2, 2)), 1, eligible=np.zeros((2, 2)), load_penalty=reward, **bound)
+    answer = solve(problem, "lp-scipy")
+    assert answer.status is (Status.INFEASIBLE if bound else Status.OPTIMAL)
+
+
 # --- greedy -----------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +371,14 @@ def test_greedy_global_sets_places_aside_for_clients_below_min_experts():
     problem = AssignmentProblem([[9.0, 8.0], [1.0, 1.0], [1.0, 1.0]], 2, min_experts=[0, 1, 1], load_max=1)
     answer = solve(problem, "greedy-global")
     assert answer.experts_by_client() == {0: [], 1: [0], 2: [1]}
+
+
+def test_greedy_claims_nothing_where_loads_cost_something():
+    problem = AssignmentProblem([[3.0, 2.0]] * 4, 1, load_penalty=LoadPenalty.quadratic(1.0, n_experts=2))
+    answer = solve(problem, "greedy")
+    assert (answer.status, answer.objective, answer.bound) == (Status.FEASIBLE, 4.0, None)
+    judged = solve(problem, "greedy", certify=True)
+    assert (judged.status, judged.bound) == (Status.FEASIBLE, 6.0)
 
 
 @given(problem=tiny_problems())

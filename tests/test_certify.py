@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import TOLERANCE, brute_force, clustered, enumerate_assignments, tiny_problems
+from oracle import TOLERANCE, brute_force, clustered, enumerate_assignments, penalty_table, tiny_problems
 
-from fedmoe_sched import AssignmentProblem, InputError, Schedule, certify, dual_bound, solve
+from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty, Schedule, certify, dual_bound, solve
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import Violation, objective, violations
 
@@ -19,6 +19,12 @@ from fedmoe_sched.certify import Violation, objective, violations
 SCORES = [[5.0, 1.0], [3.0, 1.0], [2.0, 1.0]]
 BY_HAND = AssignmentProblem(SCORES, 1, min_experts=1, load_max=2)
 BEST = Assignment.from_pairs([0, 1, 2], [0, 0, 1], (3, 2))
+
+# The same without load bounds, but half the square of each load to pay: the k-th client of one costs k - 1/2.
+# Two clients at the first expert and one at the second pay 2 + 0.5. A third at the first expert would gain 1 there
+# and pay 2.5 in the place of 0.5. Prices lie between what the last client pays and what the next one would.
+PENALISED = AssignmentProblem(SCORES, 1, min_experts=1, load_penalty=LoadPenalty.quadratic(1.0, n_experts=2))
+ANY_PROBLEM = st.one_of(tiny_problems(), tiny_problems(penalised=True))
 
 
 def test_by_hand_example_is_certified():
@@ -30,14 +36,54 @@ def test_by_hand_example_is_certified():
     assert proof.optimal
 
 
-@given(problem=tiny_problems(), prices=st.lists(st.floats(-3, 3), min_size=4, max_size=4))
+def test_by_hand_example_with_a_penalty_is_certified():
+    proof = certify(PENALISED, BEST, [1.5, 0.5])
+    assert proof.objective == 9.0 - 2.5
+    assert proof.bound == 6.5
+    assert proof.optimal
+
+
+@pytest.mark.parametrize("prices", [[0.0, 0.0], [3.5, 0.5], [1.5, 2.5], [1.4, 0.4], [-9.0, 0.5], [1e6, 1e6]])
+def test_wrong_prices_prove_nothing_with_a_penalty(prices):
+    proof = certify(PENALISED, BEST, prices)
+    assert proof.bound > 6.5
+    assert not proof.optimal
+
+
+def test_without_the_penalty_the_same_claim_is_wrong():
+    """A check that the penalty is in the objective and in the bound, not in one of them only."""
+    free = PENALISED.replace(load_penalty=None)
+    proof = certify(free, BEST, [1.5, 0.5])
+    assert (proof.objective, proof.optimal) == (9.0, False)
+    dearer = PENALISED.replace(load_penalty=LoadPenalty.quadratic(2.0, n_experts=2))
+    proof = certify(dearer, BEST, [1.5, 0.5])
+    assert (proof.objective, proof.optimal) == (4.0, False)
+
+
+def test_a_penalty_of_zero_changes_nothing_in_the_bound():
+    problem = clustered(30, 4, seed=3)
+    free = problem.replace(load_penalty=LoadPenalty.quadratic(0.0, n_experts=4))
+    prices = np.array([0.3, -0.2, 0.0, 1.1])
+    assert dual_bound(free, prices) == pytest.approx(dual_bound(problem, prices), rel=1e-14)
+
+
+def test_bound_with_a_penalty_has_no_use_for_more_places_than_clients():
+    endless = PENALISED.replace(load_max=2**53)
+    assert dual_bound(endless, [40.0, 40.0]) == pytest.approx(dual_bound(PENALISED, [40.0, 40.0]), rel=1e-14)
+
+
+def test_bound_of_a_lower_bound_beyond_the_number_of_clients_is_no_error():
+    assert np.isfinite(dual_bound(PENALISED.replace(load_min=7, load_max=9), [1.0, 0.0]))
+
+
+@given(problem=ANY_PROBLEM, prices=st.lists(st.floats(-3, 3), min_size=4, max_size=4))
 def test_dual_bound_is_never_below_the_optimum(problem, prices):
     optimum = brute_force(problem)
     if optimum is not None:
         assert dual_bound(problem, prices[: problem.n_experts]) >= optimum - TOLERANCE
 
 
-@given(problem=tiny_problems())
+@given(problem=ANY_PROBLEM)
 def test_objective_and_violations_match_plain_counting(problem):
     """Over all assignments that keep the clients' bounds, only the load bounds may be reported."""
     values, loads, choices = enumerate_assignments(problem)
@@ -47,7 +93,8 @@ def test_objective_and_violations_match_plain_counting(problem):
         pairs = [(i, j) for i, subset in enumerate(chosen) for j in subset]
         clients, experts = np.array(pairs, dtype=int).reshape(-1, 2).T
         assignment = Assignment.from_pairs(clients, experts, problem.shape)
-        assert objective(problem, assignment) == pytest.approx(values[at], abs=TOLERANCE)
+        paid = penalty_table(problem, problem.n_clients)[np.arange(problem.n_experts), loads[at]].sum()
+        assert objective(problem, assignment) == pytest.approx(values[at] - paid, abs=TOLERANCE)
         np.testing.assert_array_equal(assignment.loads, loads[at])
         found = {(v.constraint, v.position[0]) for v in violations(problem, assignment)}
         expected = {("load_max", j) for j in np.flatnonzero(loads[at] > problem.load_max)}

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fedmoe_sched import AssignmentProblem, InputError, Limits, register_solver, solve
+from fedmoe_sched import AssignmentProblem, InputError, Limits, LoadPenalty, register_solver, solve
 from fedmoe_sched import registry as registry_module
 from fedmoe_sched.compare import Row, compare, write_csv
 from fedmoe_sched.instances import clustered
@@ -86,6 +86,13 @@ class TestCompare:
         rows = compare(problem, ["greedy-global"])
         assert len(rows) == 1
         assert rows[0].bound == pytest.approx(solve(problem).objective, rel=1e-9)
+
+    def test_a_load_penalty_reaches_the_backends(self):
+        problem = clustered(40, 4).replace(load_penalty=LoadPenalty.quadratic(0.05, n_experts=4))
+        rows = {row.solver: row for row in compare({"p": problem}, ["flow-ortools", "greedy"])}
+        assert rows["flow-ortools"].objective == pytest.approx(solve(problem).objective, rel=1e-12)
+        assert rows["greedy"].objective == pytest.approx(solve(problem, "greedy").objective, rel=1e-12)
+        assert rows["greedy"].bound == pytest.approx(rows["flow-ortools"].objective, rel=1e-9)
 
     def test_names_labels_and_functions_as_problems(self):
         labelled = AssignmentProblem(np.eye(3), 1, client_labels=[("a", 1), ("b", 2), ("c", 3)])

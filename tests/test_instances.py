@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmoe_sched import AssignmentProblem, InputError, Status, solve
+from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty, Status, solve
 from fedmoe_sched.instances import (
     FAMILIES,
     clustered,
@@ -107,11 +107,21 @@ class TestProblemFiles:
         assert (back.client_labels, back.expert_labels) == (("1", 1, "äb"), ("vision", "text"))
         assert list(tmp_path.iterdir()) == [tmp_path / "problem.npz"]
 
+    def test_round_trip_keeps_the_load_penalty(self, tmp_path):
+        penalty = LoadPenalty.from_marginals([[0.0, 0.5, 0.5], [0.1, 0.2, 0.3]])
+        save_problem(some_problem().replace(load_penalty=penalty), tmp_path / "p.npz")
+        back = load_problem(tmp_path / "p.npz").load_penalty
+        for name in ("indptr", "start", "value", "slope"):
+            array = getattr(back, name)
+            np.testing.assert_array_equal(array, getattr(penalty, name))
+            assert array.dtype == getattr(penalty, name).dtype
+
     def test_round_trip_without_optional_parts(self, tmp_path):
         save_problem(uniform(4, 3), tmp_path / "p.npz")
         back = load_problem(tmp_path / "p.npz")
         assert back.eligible is None
         assert back.client_labels is None
+        assert back.load_penalty is None
 
     def test_label_arrays_of_numpy_are_read(self, tmp_path):
         np.savez(tmp_path / "p.npz", desirability=np.eye(2), capacity=[1, 1], client_labels=np.array(["a", "b"]))
@@ -142,6 +152,21 @@ class TestProblemFiles:
             ({"capacity": [1]}, "has no array called 'desirability'; it has capacity"),
             ({"desirability": [[1.0]], "capacity": [1], "cpacity": [2]}, "array 'cpacity' is not known"),
             ({"desirability": [[1.0]], "capacity": [-1]}, r"p\.npz: capacity\[0\] = -1: must be >= 0"),
+            (
+                {"desirability": [[1.0]], "capacity": [1], "load_penalty_start": [1]},
+                "has no array called 'load_penalty_indptr'",
+            ),
+            (
+                {
+                    "desirability": [[1.0]],
+                    "capacity": [1],
+                    "load_penalty_indptr": [0, 1],
+                    "load_penalty_start": [2],
+                    "load_penalty_value": [0.0],
+                    "load_penalty_slope": [0.0],
+                },
+                r"p\.npz: start\[0\] = 2: must be 1",
+            ),
             ({"desirability": [[1.0]], "capacity": [1], "client_labels": "{"}, "client_labels: must be a list"),
             ({"desirability": [[1.0]], "capacity": [1], "client_labels": [0.5]}, "client_labels: must be a list"),
         ],

@@ -14,6 +14,7 @@ from fedmoe_sched import (
     Capability,
     InputError,
     Limits,
+    LoadPenalty,
     MissingDependencyError,
     Solver,
     Status,
@@ -25,7 +26,7 @@ from fedmoe_sched import (
 )
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.registry import _BACKENDS, pick, solver_class
-from fedmoe_sched.solver import Answer
+from fedmoe_sched.solver import Answer, required_capabilities
 
 
 class Scripted(Solver[AssignmentProblem]):
@@ -193,6 +194,24 @@ def test_auto_leaves_problems_without_load_bounds_to_the_clients():
     answer = solve(clustered(20, 4).replace(load_min=0, load_max=20))
     assert (answer.solver, answer.status) == ("greedy", Status.OPTIMAL)
     assert "each client's own best choice is optimal" in answer.solver_reason
+
+
+def test_auto_optimises_where_loads_cost_something():
+    free = clustered(20, 4).replace(load_min=0, load_max=20)
+    penalty = LoadPenalty.quadratic(0.1, n_experts=4)
+    answer = solve(free.replace(load_penalty=penalty))
+    assert (answer.solver, answer.status) == ("flow-ortools", Status.OPTIMAL)
+    assert answer.solver_reason == "20 x 4 with load penalty: fastest exact backend"
+    bounded = solve(clustered(20, 4).replace(load_penalty=penalty))
+    assert bounded.solver_reason == "20 x 4 with load bounds and load penalty: fastest exact backend"
+
+
+def test_required_capabilities_name_what_a_problem_has():
+    free = clustered(20, 4, fill=False).replace(load_min=0, load_max=20)
+    assert required_capabilities(free) == set()
+    assert required_capabilities(free.replace(load_penalty=LoadPenalty.quadratic(0.0, n_experts=4))) == {
+        Capability.LOAD_PENALTY
+    }
 
 
 def test_auto_compiles_kernels_for_large_problems_only():
