@@ -153,8 +153,8 @@ def choose_cuts(
     window: float,
     enough: int,
     cut: Any,
-) -> Any:
-    """Choose from which cost on the arcs of each pair of nodes are left out; return how many are not.
+) -> None:
+    """Choose from which cost on the arcs of each pair of nodes are left out.
 
     Of each pair about `enough` of the cheapest arcs stay in, or some times as many.
     """
@@ -175,16 +175,13 @@ def choose_cuts(
             for b in range(indptr[i], indptr[i + 1]):
                 if not held[b]:
                     counts[tail, expert[b], _level(worth - score[b] + base[expert[b]], window)] += 1
-    total = 0
     for tail in range(size):
         for head in range(size):
             inside, level = counts[tail, head, 0], 0
             while level < _LEVELS - 2 and inside < enough:
                 level += 1
                 inside += counts[tail, head, level]
-            total += inside
             cut[tail, head] = window / 8.0 ** (_LEVELS - 2 - level) + base[tail] - base[head]
-    return total
 
 
 @jit

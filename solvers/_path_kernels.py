@@ -19,8 +19,6 @@ __all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED",
 #: What `augment` returns.
 BALANCED, WINDOW_EXCEEDED, MORE_ARCS, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3, 4
 
-_ROOM = 65_536  # arcs that may be added to the first ones
-
 
 @jit
 def _open_loads(
@@ -195,7 +193,7 @@ def _left_out(target: int, parent: Any, top: Any, cut: Any, base: Any, window: f
 
 
 @jit
-def augment(  # noqa: PLR0912
+def augment(  # noqa: PLR0912, PLR0915
     penalty: Any,
     indptr: Any,
     owner: Any,
@@ -212,6 +210,7 @@ def augment(  # noqa: PLR0912
     load_max: Any,
     window: float,
     enough: int,
+    spare: int,
 ) -> Any:
     """Move clients along shortest paths of the exchange graph until every load is in its place.
 
@@ -237,6 +236,8 @@ def augment(  # noqa: PLR0912
         more than this against one another.
     enough : int
         About how many arcs of each pair of nodes to look at.
+    spare : int
+        Room for arcs that clients gain by moving.
 
     Returns
     -------
@@ -247,7 +248,12 @@ def augment(  # noqa: PLR0912
     m = len(loads)
     size = m + 1
     cut = np.empty((size, size))
-    room = _ROOM + choose_cuts(indptr, expert, score, held, count, least, most, base, window, enough, cut)
+    choose_cuts(indptr, expert, score, held, count, least, most, base, window, enough, cut)
+    # No arc can lack room, however costs round; what is never written to takes no memory.
+    room = spare
+    for i in range(len(least)):
+        size_i = indptr[i + 1] - indptr[i]
+        room += (count[i] + 1) * (size_i - count[i] + 1)
     key, link = np.empty(room), np.empty((room, 4), np.int32)
     used, everything = np.int64(0), np.int64(ALL)
     root = np.full((size, size), -1, np.int32)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, read_only
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._newton_kernels import limit_step, newton_step, quantile, surplus
 from fedmoe_sched.solvers._path_kernels import BALANCED, MORE_ARCS, OUT_OF_ROOM, augment, jump
@@ -34,6 +35,9 @@ _MOST_BLOCKS = 16  # of passes that need a matrix of costs, or a list of candida
 _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of the clients
 _CANDIDATES_PER_MICROSECOND = 50
 _MOST_MOVERS = 50_000
+_MANY = 20.0  # times the surplus that paths deal with as fast as a Newton step
+_FIRST_ARCS = 16  # of each pair of experts, beside those for what is out of place
+_SPARE_ARCS = 65_536  # that clients may gain by moving before the graph is made anew
 _TIE_WINDOW = 16.0  # exchanges between ties cost less than this, in units of the perturbation
 
 _ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
@@ -57,12 +61,15 @@ class Ties:
         Typical distance of scores that differ; 0 where none do.
     finest : float
         Differences of scores below this are not told apart.
+    largest : float
+        Size of the largest score of the clients that were looked at; 1 if all are 0.
     """
 
     table: Prices
     size: float
     quantum: float
     finest: float
+    largest: float = 1.0
 
     _ENTRIES: ClassVar[int] = 2**16
     _RELATIVE_SIZE: ClassVar[float] = 2.0**-36  # of the largest score
@@ -77,17 +84,18 @@ class Ties:
         """Draw a perturbation, if a probe of the clients says that scores, or their differences, are quantised."""
         m = problem.n_experts
         probe = _probe(problem)
-        size = (float(abs(probe).max()) or 1e-12) * cls._RELATIVE_SIZE
+        largest = float(abs(probe).max()) or 1.0
+        size = largest * cls._RELATIVE_SIZE
         finest = max(size / 256, float(np.finfo(np.float64).tiny))
         columns = np.linspace(0, m - 1, min(m, 4)).astype(np.int64)
         differences = [probe[:, columns[0]], *(probe[:, columns[:-1]] - probe[:, columns[1:]]).T]
         gaps = [np.diff(np.unique(values)) for values in differences]
         if all(len(gap) > len(probe) / 2 for gap in gaps):
-            return cls(np.zeros(m + 1), 0.0, 0.0, finest)
+            return cls(np.zeros(m + 1), 0.0, 0.0, finest, largest)
         steps = np.concatenate(gaps)
         steps = steps[steps > 4096 * size]  # what rounding makes of equal steps is not a step
         quantum = float(np.median(steps)) if len(steps) else 0.0
-        return cls(rng.random(cls._ENTRIES + m), size, quantum, finest)
+        return cls(rng.random(cls._ENTRIES + m), size, quantum, finest, largest)
 
 
 def _probe(problem: AssignmentProblem) -> Prices:
@@ -201,6 +209,7 @@ class Level(_Clients):
         self.penalty = _penalty(problem)
         self.ties, self.finest = ties, ties.finest
         self._release: Callable[[slice], None] = problem.release if rows is None else _keep
+        self._whole = problem if rows is None else None
         self._noise = ties.size
         self._run = run
         widest = max(1, int(self.most.max(initial=1)))
@@ -271,6 +280,8 @@ class Level(_Clients):
             self.approach()
             if only_prices:
                 return True
+        if self._hopeless():
+            return False
         bounds = (self.load_min, self.load_max)
         while True:
             movers = _Movers(self, max(window, self._window()))
@@ -293,6 +304,12 @@ class Level(_Clients):
             self.surplus()
             if not self.ties.size and off > 2 * self.close_enough:
                 self.approach()
+
+    def _hopeless(self) -> bool:
+        """Whether the bounds exclude one another; looked into only where Newton's method leaves a lot to do."""
+        if self._whole is None or abs(self.excess).sum() <= _MANY * self.close_enough:
+            return False
+        return find_conflict(self._whole) is not None
 
     def _window(self) -> float:
         """Choose which exchanges to look at first: enough of them for what is out of place, and all ties."""
@@ -402,12 +419,12 @@ class _Movers(_Clients):
         owner = np.repeat(np.arange(len(self.positions), dtype=np.int32), np.diff(self.indptr))
         potential = np.append(self.prices, 0.0)
         base = potential.copy()
-        enough = 16 + int(abs(self.excess).sum()) // m
+        enough = _FIRST_ARCS + int(abs(self.excess).sum()) // m
         status = OUT_OF_ROOM
         while status in (OUT_OF_ROOM, MORE_ARCS):
             status = augment(
                 self.penalty, self.indptr, owner, self.expert, self.score, self.held, self.count, self.least,
-                self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough,
+                self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough, _SPARE_ARCS,
             )  # fmt: skip
             if status == MORE_ARCS:
                 enough *= 8

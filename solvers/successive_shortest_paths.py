@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
@@ -25,6 +26,7 @@ _GROWTH = 8  # clients of one sampled level over those of the level below
 _FIRST_LEVEL = 1024  # clients of the smallest sampled level, at least
 _LARGEST_SAMPLE = 262_144  # a sample is a copy; more clients tell hardly more
 _DIRECT_CELLS = 4096  # problems up to this many pairs go straight to the shortest paths
+_USUAL_EXPONENTS, _LARGEST_EXPONENT = 64, 1000  # of two, for the largest score
 _BLOCK_CLIENTS = 8192  # fewer are not worth a thread
 
 _MOST_EXPERTS = np.iinfo(np.int16).max  # the hub is a node too, and nodes are kept as 16-bit numbers
@@ -118,6 +120,9 @@ def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
         return (level.prices, level.assignment()) if level.settle(np.inf) else None
     rng = np.random.default_rng(model.seed)
     ties = Ties.of(problem, rng)
+    exponent = int(np.frexp(ties.largest)[1])
+    if abs(exponent) > _USUAL_EXPONENTS:
+        return _solve_scaled(model, run, min(-exponent, _LARGEST_EXPONENT))
     prices = np.zeros(m) if start is None else start
     cold = start is None
     for size in [*(_sample_sizes(n, m) if cold else ()), n]:
@@ -130,6 +135,19 @@ def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
         # A sample may well be infeasible where the problem is not.
         prices, cold = level.prices, False
     return (prices, level.assignment()) if settled else None
+
+
+def _solve_scaled(model: _Model, run: Run, exponent: int) -> tuple[Prices, Assignment] | None:
+    """Solve with all scores times a power of two: single precision has some use here, and a narrow range."""
+    problem, unit = model.problem, 2.0**exponent
+    penalty = problem.load_penalty
+    if penalty is not None:
+        penalty = LoadPenalty(penalty.indptr, penalty.start, penalty.value * unit, penalty.slope * unit)
+    scores = problem.desirability.astype(np.float64) * unit
+    start = None if model.start is None else model.start * unit
+    scaled = _Model(problem.replace(desirability=scores, load_penalty=penalty), start, model.seed, model.threads)
+    settled = _solve(scaled, run)
+    return None if settled is None else (settled[0] / unit, settled[1])
 
 
 def _sample_sizes(n: int, m: int) -> list[int]:
