@@ -3,8 +3,8 @@
 An arc is a client that gives up one of its candidates and takes another one, by their positions in the list of
 all candidates. The arcs of every ordered pair of nodes form a pairing heap (Fredman, Sedgewick, Sleator and
 Tarjan 1986). Arc number a has the cost ``key[a]``, and in the rows of ``link`` the positions that are given up and
-taken, and the first child and the next sibling in the heap. ``root`` has the cheapest arc of each pair, ``top``
-its cost, and from the cost ``cut`` on arcs are left out.
+taken, and the first child and the next sibling in the heap. From the cost ``cut`` on, arcs are left out. ``root``
+has the cheapest arc of each pair, or -1, and ``short`` its cost, or the cut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from fedmoe_sched.solvers._newton_kernels import jit
 
-__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "push_arcs", "surface"]
+__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "push_arcs", "refresh"]
 
 #: What stands for a position where there is none: an exchange with the hub, and all exchanges.
 HUB, ALL = -1, -2
@@ -70,7 +70,7 @@ def _push(
     link: Any,
     used: Any,
     root: Any,
-    top: Any,
+    short: Any,
     cut: Any,
     cost: float,
     gave: Any,
@@ -88,7 +88,7 @@ def _push(
     link[used, _SIBLING] = -1
     at = _meld(key, link, np.int64(root[tail, head]), used)
     root[tail, head] = at
-    top[tail, head] = key[at]
+    short[tail, head] = key[at]
     return used + 1
 
 
@@ -98,7 +98,7 @@ def push_arcs(
     link: Any,
     used: Any,
     root: Any,
-    top: Any,
+    short: Any,
     cut: Any,
     start: int,
     stop: int,
@@ -120,13 +120,15 @@ def push_arcs(
         tail = np.int64(expert[a])
         if not held[a]:
             if may_add and (other_number or a == gave):
-                used = _push(key, link, used, root, top, cut, -score[a], none, a, hub, tail)
+                used = _push(key, link, used, root, short, cut, -score[a], none, a, hub, tail)
             continue
         if may_drop and (other_number or a == took):
-            used = _push(key, link, used, root, top, cut, score[a], a, none, tail, hub)
+            used = _push(key, link, used, root, short, cut, score[a], a, none, tail, hub)
         for b in range(start, stop):
             if not held[b] and (everything or a == took or b == gave):
-                used = _push(key, link, used, root, top, cut, score[a] - score[b], a, b, tail, np.int64(expert[b]))
+                used = _push(
+                    key, link, used, root, short, cut, score[a] - score[b], a, b, tail, np.int64(expert[b])
+                )
     return used
 
 
@@ -160,7 +162,10 @@ def choose_cuts(
     """
     size = len(base)
     hub = size - 1
-    counts = np.zeros((size, size, _LEVELS), np.int64)
+    if window == np.inf:
+        cut[:] = np.inf
+        return
+    counts = np.zeros((size, size, _LEVELS), np.int32)
     for i in range(len(least)):
         may_add, may_drop = count[i] < most[i], count[i] > least[i]
         for a in range(indptr[i], indptr[i + 1]):
@@ -185,24 +190,22 @@ def choose_cuts(
 
 
 @jit
-def surface(
+def _surface(
     key: Any,
     link: Any,
     root: Any,
-    top: Any,
+    short: Any,
+    cut: Any,
     owner: Any,
     held: Any,
     count: Any,
     least: Any,
     most: Any,
-    client: Any,
     tail: Any,
     head: Any,
 ) -> None:
-    """Bring up the next valid arc tail -> head if the cheapest one was this client's, and note its cost."""
+    """Bring up the cheapest arc tail -> head that its client can still use."""
     at = np.int64(root[tail, head])
-    if at < 0 or owner[max(link[at, GAVE], link[at, TOOK])] != client:
-        return
     while at >= 0:
         gave, took = link[at, GAVE], link[at, TOOK]
         who = owner[max(gave, took)]
@@ -212,4 +215,30 @@ def surface(
             break
         at = _pop(key, link, at)
     root[tail, head] = at
-    top[tail, head] = key[at] if at >= 0 else np.inf
+    short[tail, head] = key[at] if at >= 0 else cut[tail, head]
+
+
+@jit
+def refresh(
+    key: Any,
+    link: Any,
+    root: Any,
+    short: Any,
+    cut: Any,
+    owner: Any,
+    held: Any,
+    count: Any,
+    least: Any,
+    most: Any,
+    client: Any,
+    tail: Any,
+    head: Any,
+) -> None:
+    """Look again for arcs out of `tail`, and into `head`, where the cheapest was that of a client that moved."""
+    for node in range(len(root)):
+        at = root[tail, node]
+        if at >= 0 and owner[max(link[at, GAVE], link[at, TOOK])] == client:
+            _surface(key, link, root, short, cut, owner, held, count, least, most, tail, np.int64(node))
+        at = root[node, head]
+        if at >= 0 and owner[max(link[at, GAVE], link[at, TOOK])] == client:
+            _surface(key, link, root, short, cut, owner, held, count, least, most, np.int64(node), head)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, push_arcs, surface
+from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, push_arcs, refresh
 from fedmoe_sched.solvers._newton_kernels import jit, marginal, wanted_loads
 
 __all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
@@ -52,15 +52,7 @@ def _set_marginals(penalty: Any, j: int, flow: int, low: int, high: int, up: Any
 
 @jit
 def _nearest_deficit(  # noqa: PLR0912
-    top: Any,
-    cut: Any,
-    potential: Any,
-    up: Any,
-    down: Any,
-    excess: Any,
-    distance: Any,
-    parent: Any,
-    wanted: Any,
+    short: Any, potential: Any, up: Any, down: Any, excess: Any, distance: Any, parent: Any, wanted: Any
 ) -> Any:
     """Dijkstra from all nodes with a surplus to `wanted` nodes that lack load; return the last one reached, or -1.
 
@@ -69,42 +61,48 @@ def _nearest_deficit(  # noqa: PLR0912
     """
     size = len(excess)
     hub = size - 1
-    final = np.zeros(size, np.bool_)
+    waiting = np.empty(size)  # distances, infinite where they are final
     last = -1
     for v in range(size):
         parent[v] = -1
         distance[v] = 0.0 if excess[v] > 0 else np.inf
+        waiting[v] = distance[v]
     while True:
         node = -1
         nearest = np.inf
         for v in range(size):
-            if not final[v] and distance[v] < nearest:
-                nearest = distance[v]
+            if waiting[v] < nearest:
+                nearest = waiting[v]
                 node = v
         if node < 0:
             return last
-        final[node] = True
         if excess[node] < 0:
             last = node
             wanted -= 1
             if wanted == 0:
                 return last
         here = potential[node]
+        row = short[node]
         for v in range(size):
-            length = nearest + max(0.0, min(top[node, v], cut[node, v]) - here + potential[v])
-            if length < distance[v]:
-                distance[v] = length
-                parent[v] = node
+            # Selects, which the compiler turns into vector instructions. What is final is never nearer.
+            length = nearest + max(0.0, row[v] - here + potential[v])
+            nearer = length < distance[v]
+            distance[v] = length if nearer else distance[v]
+            waiting[v] = length if nearer else waiting[v]
+            parent[v] = node if nearer else parent[v]
+        waiting[node] = np.inf
         if node == hub:
             for v in range(hub):
                 length = nearest + max(0.0, potential[v] - here - down[v])
                 if length < distance[v]:
                     distance[v] = length
+                    waiting[v] = length
                     parent[v] = node + size
         else:
             length = nearest + max(0.0, up[node] - here + potential[hub])
             if length < distance[hub]:
                 distance[hub] = length
+                waiting[hub] = length
                 parent[hub] = node + size
 
 
@@ -177,14 +175,14 @@ def _surplus_left(excess: Any) -> bool:
 
 
 @jit
-def _left_out(target: int, parent: Any, top: Any, cut: Any, base: Any, window: float) -> Any:
+def _left_out(target: int, parent: Any, root: Any, cut: Any, base: Any, window: float) -> Any:
     """Tell whether the path to `target` needs arcs that are left out: some more, or those beyond the window."""
     size = len(base)
     status = BALANCED
     v = target
     while parent[v] >= 0:
         node = parent[v]
-        if node < size and top[node, v] > cut[node, v]:
+        if node < size and root[node, v] < 0:
             if cut[node, v] >= 0.99 * window + base[node] - base[v]:
                 return WINDOW_EXCEEDED
             status = MORE_ARCS
@@ -193,7 +191,7 @@ def _left_out(target: int, parent: Any, top: Any, cut: Any, base: Any, window: f
 
 
 @jit
-def augment(  # noqa: PLR0912, PLR0915
+def augment(  # noqa: PLR0912
     penalty: Any,
     indptr: Any,
     owner: Any,
@@ -257,10 +255,10 @@ def augment(  # noqa: PLR0912, PLR0915
     key, link = np.empty(room), np.empty((room, 4), np.int32)
     used, everything = np.int64(0), np.int64(ALL)
     root = np.full((size, size), -1, np.int32)
-    top = np.full((size, size), np.inf)
+    short = cut.copy()
     for i in range(len(least)):
         used = push_arcs(
-            key, link, used, root, top, cut, indptr[i], indptr[i + 1], expert, score, held,
+            key, link, used, root, short, cut, indptr[i], indptr[i + 1], expert, score, held,
             count[i] < most[i], count[i] > least[i], everything, everything,
         )  # fmt: skip
     flow, excess = np.zeros(m, np.int64), np.zeros(size, np.int64)
@@ -269,10 +267,10 @@ def augment(  # noqa: PLR0912, PLR0915
     distance, parent = np.empty(size), np.empty(size, np.int64)
     moves = np.empty((size, 2), np.int64)
     while _surplus_left(excess):
-        target = _nearest_deficit(top, cut, potential, up, down, excess, distance, parent, np.int64(1))
+        target = _nearest_deficit(short, potential, up, down, excess, distance, parent, np.int64(1))
         if target < 0:
             return NO_PATH
-        missing = _left_out(target, parent, top, cut, base, window)
+        missing = _left_out(target, parent, root, cut, base, window)
         if missing > 0:
             return missing
         for v in range(size):
@@ -302,17 +300,15 @@ def augment(  # noqa: PLR0912, PLR0915
             client = np.int64(owner[max(gave, took)])
             tail = np.int64(expert[gave]) if gave >= 0 else np.int64(m)
             head = np.int64(expert[took]) if took >= 0 else np.int64(m)
-            for node in range(size):
-                surface(key, link, root, top, owner, held, count, least, most, client, tail, node)
-                surface(key, link, root, top, owner, held, count, least, most, client, node, head)
-                if gave < 0 or took < 0:
-                    surface(key, link, root, top, owner, held, count, least, most, client, np.int64(m), node)
-                    surface(key, link, root, top, owner, held, count, least, most, client, node, np.int64(m))
+            refresh(key, link, root, short, cut, owner, held, count, least, most, client, tail, head)
+            if gave < 0 or took < 0:  # what else it can do at the hub has changed with the number of its experts
+                hub = np.int64(m)
+                refresh(key, link, root, short, cut, owner, held, count, least, most, client, hub, hub)
         for at in range(n_moves):
             gave, took = moves[at]
             client = owner[max(gave, took)]
             used = push_arcs(
-                key, link, used, root, top, cut, indptr[client], indptr[client + 1], expert, score, held,
+                key, link, used, root, short, cut, indptr[client], indptr[client + 1], expert, score, held,
                 count[client] < most[client], count[client] > least[client], gave, took,
             )  # fmt: skip
     return BALANCED
@@ -344,7 +340,7 @@ def jump(penalty: Any, cost: Any, potential: Any, loads: Any, load_min: Any, loa
     for j in range(m):
         up[j] -= potential[j] - potential[m]
         down[j] -= potential[j] - potential[m]
-    target = _nearest_deficit(cost, cost, np.zeros(m + 1), up, down, excess, distance, parent, np.int64(m + 1))
+    target = _nearest_deficit(cost, np.zeros(m + 1), up, down, excess, distance, parent, np.int64(m + 1))
     if target < 0:
         return -1
     off = 0

@@ -29,7 +29,7 @@ __all__ = ["Level", "Prices", "Run", "Ties"]
 _STALLED = 4  # Newton steps without a tenth less surplus before paths take over
 _MOST_NEWTON_STEPS = 40
 _MOST_TRUST = 64.0  # in units of the reach
-_PROBED, _PROBED_RUN = 2048, 32  # clients looked at to tell whether scores are quantised; as many in a row
+_PROBED, _PROBED_RUN = 1024, 32  # clients looked at to tell whether scores are quantised; as many in a row
 _BLOCK_CLIENTS = 8192  # unit of work of a thread
 _MOST_BLOCKS = 16  # of passes that need a matrix of costs, or a list of candidates, for each block
 _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of the clients
@@ -101,6 +101,8 @@ class Ties:
 def _probe(problem: AssignmentProblem) -> Prices:
     """Copy the scores of some clients: runs of neighbours, because a memory map is read by the page."""
     n = problem.n_clients
+    if n <= _PROBED:
+        return problem.desirability.astype(np.float64)
     runs = min(_PROBED // _PROBED_RUN, -(-n // _PROBED_RUN))
     parts = []
     for start in np.linspace(0, max(0, n - _PROBED_RUN), runs).astype(np.int64).tolist():
@@ -314,8 +316,8 @@ class Level(_Clients):
     def _window(self) -> float:
         """Choose which exchanges to look at first: enough of them for what is out of place, and all ties."""
         size, m = len(self.slack), len(self.prices)
-        wanted = 4 * int(abs(self.excess).sum()) + 4 * m
-        return max(quantile(self.slack, min(wanted, size // 4)), _TIE_WINDOW * self.ties.size)
+        wanted = 8 * int(abs(self.excess).sum()) + 8 * m
+        return max(quantile(self.slack, min(wanted, size // 2)), _TIE_WINDOW * self.ties.size)
 
     def _wider(self, movers: int, window: float) -> float:
         """Choose the next window: one with twice the clients; 0 if that is too many or too wide: jump."""
@@ -468,7 +470,7 @@ def _penalty(problem: AssignmentProblem) -> tuple[IntArray, IntArray, Prices, Pr
 
 def _paths_per_step(microseconds: float, m: int) -> float:
     """Return how many shortest paths take as long as a Newton step, beside its `microseconds` over the clients."""
-    return (50 + microseconds + m**3 / 4000) / (1 + m**2 / 600)
+    return (50 + microseconds + m**3 / 4000) / (0.8 + m**2 / 1500)
 
 
 def _spread(moved: Prices) -> float:
