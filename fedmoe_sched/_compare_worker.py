@@ -88,8 +88,10 @@ def _enough(seconds: float, limit: float | None) -> bool:
 def _warm_up(backend: Solver[Any]) -> None:
     """Solve a tiny problem first: importing an engine is not part of anyone's solve time."""
     tiny = clustered(6, 3).replace(load_min=0)
-    if backend.supports(tiny) is None:
-        solve(tiny, backend, limits=Limits(time=10.0))
+    for problem in (tiny, tiny.replace(capacity=1, load_max=6)):  # some take one expert per client only
+        if backend.supports(problem) is None:
+            solve(problem, backend, limits=Limits(time=10.0))
+            return
 
 
 def _plain(problem: AssignmentProblem, last: Schedule) -> dict[str, Any]:
