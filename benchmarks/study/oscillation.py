@@ -132,7 +132,7 @@ def write_oscillation(
                 on_line(f"{family} {size[0]}x{size[1]}: {rule.name}")
     paths = [folder / f"oscillation.{suffix}" for suffix in ("csv", "md", "svg")]
     _write_rows(found, paths[0])
-    paths[1].write_text(_table(found), encoding="utf-8")
+    paths[1].write_text(_table(found, size), encoding="utf-8")
     largest = {key: [each.largest for each in rounds] for key, rounds in found.items()}
     save_figure(oscillation_figure(largest, bound), paths[2])
     return paths
@@ -147,7 +147,7 @@ def _write_rows(found: Mapping[tuple[str, str], list[Round]], path: Path) -> Non
                 writer.writerow([family, rule, number, f"{each.largest:.6g}", each.idle, f"{each.given_up:.6g}"])
 
 
-def _table(found: Mapping[tuple[str, str], list[Round]]) -> str:
+def _table(found: Mapping[tuple[str, str], list[Round]], size: tuple[int, int]) -> str:
     body = []
     for (family, rule), rounds in found.items():
         late = rounds[len(rounds) // 3 :]
@@ -161,5 +161,12 @@ def _table(found: Mapping[tuple[str, str], list[Round]]) -> str:
                 f"{100 * np.mean([each.given_up for each in late]):.1f} %",
             ]
         )
-    header = ["family, rule", "round 1", "later rounds, mean", "worst", "idle experts", "fitness given up"]
+    header = [
+        f"family, rule ({size[0]:,} x {size[1]})",
+        "round 1",
+        "later rounds, mean",
+        "worst",
+        "idle experts",
+        "fitness given up",
+    ]
     return markdown_table(header, body)

@@ -160,6 +160,6 @@ def _run(plan: Plan, case: Case, solver: str, problem: AssignmentProblem | None,
         certify=False,  # judged later by all rows together
         repeat=plan.repeats,
         repeat_seconds=plan.repeat_seconds,
-        kill_after=limit + plan.repeat_seconds + _START_SECONDS + _PAIR_SECONDS * case.pairs,
+        kill_after=math.ceil(limit + plan.repeat_seconds + _START_SECONDS + _PAIR_SECONDS * case.pairs),
     )
     return row
