@@ -2,6 +2,7 @@
 #   make demo          train random, greedy and balanced on digits; print the table; figures in demo-output/
 #   make test          the fast test suite, doctests included        (ARGS="-k name" to choose)
 #   make check         lint, types, docs, wheel-test, test
+#   make study         optimality against speed, as in docs/study.md    (ARGS="--quick" for a small one)
 # PIP_ARGS goes to every pip install. A CPU-only build of torch is a fraction of the default one: to have it, name
 # the index that carries it with PIP_ARGS="--extra-index-url ..." or in pip's own configuration.
 
@@ -14,10 +15,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # One process per core is what runs in parallel: threads of the numerical libraries would only get in its way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-slow lint format types docs wheel-test check clean
+.PHONY: help demo study test test-slow lint format types docs wheel-test check clean
 
 help:
-	@sed -n '2,4p' Makefile | cut -c3-
+	@sed -n '2,5p' Makefile | cut -c3-
 
 .venv/made:
 	@$(PYTHON) -m venv .venv
@@ -28,16 +29,24 @@ help:
 	@$(INSTALL) --editable '.[train,plot]'
 	@touch $@
 
+.venv/bench: .venv/made pyproject.toml constraints.txt
+	@echo "installing the package with what the study needs"
+	@$(INSTALL) --editable '.[plot,bench]'
+	@touch $@
+
 .venv/dev: .venv/made pyproject.toml constraints.txt
 	@echo "installing the package with what the checks need"
-	@$(INSTALL) --editable '.[dev,train,plot]'
-	@touch $@ .venv/run
+	@$(INSTALL) --editable '.[dev,train,plot,bench]'
+	@touch $@ .venv/run .venv/bench
 
 demo: .venv/run
 	@$(BIN)/fedmoe-sched demo --output demo-output
 
+study: .venv/bench
+	@$(BIN)/python -m benchmarks.study $(ARGS)
+
 test: .venv/dev
-	@$(BIN)/python -m pytest --quiet -n $(JOBS) --doctest-modules fedmoe_sched tests $(ARGS)
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) --doctest-modules fedmoe_sched benchmarks tests $(ARGS)
 
 test-slow: .venv/dev
 	@$(BIN)/python -m pytest --quiet -n $(JOBS) -m slow tests $(ARGS)
@@ -64,4 +73,4 @@ wheel-test: .venv/dev
 check: lint types docs wheel-test test
 
 clean:
-	@rm -rf build dist docs/_build docs/api/generated demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf build dist docs/_build docs/api/generated demo-output study-output *.egg-info .mypy_cache .ruff_cache .pytest_cache

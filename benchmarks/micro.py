@@ -7,7 +7,7 @@ Usage::
 
 Each step is run repeatedly for about a second on a seeded contended problem; the best time counts, as the one
 least disturbed by other work. Differences under 30 % are noise on a shared machine. How backends compare with one
-another is another question: ``fedmoe-sched compare``.
+another is another question: ``python -m benchmarks.study``, and ``python benchmarks/ratios.py`` in short.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def steps(n: int, m: int) -> dict[str, Callable[[], object]]:
         msg = f"clustered({n}, {m}) was not solved: {answer!r}"
         raise RuntimeError(msg)
     usage = np.ones(m)
+    noise = 1e-3 * np.random.default_rng(1).standard_normal(problem.shape)
+    changed = problem.replace(desirability=problem.desirability + noise)
     return {
         "make a problem": lambda: AssignmentProblem(problem.desirability, problem.capacity, load_max=n),
         "dual bound": lambda: dual_bound(problem, prices),
@@ -58,6 +60,8 @@ def steps(n: int, m: int) -> dict[str, Callable[[], object]]:
         "greedy": lambda: solve(problem, "greedy"),
         "greedy-global": lambda: solve(problem, "greedy-global"),
         "flow-ortools": lambda: solve(problem, "flow-ortools"),
+        "exact, cold": lambda: solve(problem, "exact"),
+        "exact, warm": lambda: solve(changed, "exact", warm_start=answer),
         "schedule()": lambda: schedule(problem.desirability, usage, problem.capacity),
     }
 

@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "study/*.md"]  # parts of the page study.md, written by `make study`
 templates_path = ["_templates"]
 # autosummary writes its pages with the first suffix.
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}

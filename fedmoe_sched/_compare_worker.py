@@ -11,6 +11,7 @@ import json
 import pickle
 import statistics
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fedmoe_sched.solver import Capability, Limits, Solver
 
 __all__ = ["Request", "peak_memory", "run"]
 
+_TIMES = ("build_seconds", "solve_seconds", "read_seconds", "certify_seconds")
 _STATUS_FILE = Path("/proc/self/status")
 
 
@@ -41,7 +43,9 @@ class Request:
         ``"module:Class"`` of a named backend, which the parent may have registered itself.
     limits : Limits
     repeat : int
-        Solves to take the median time of.
+        The most solves to take the median time of.
+    repeat_seconds : float or None
+        No further solve is begun once they have taken so long together.
     """
 
     problem: str
@@ -50,6 +54,7 @@ class Request:
     path: str | None
     limits: Limits
     repeat: int
+    repeat_seconds: float | None = None
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -62,24 +67,35 @@ def run(request: Request) -> dict[str, Any]:
     limits = request.limits
     if Capability.TIME_LIMIT not in backend.capabilities:
         limits = dataclasses.replace(limits, time=None)  # the parent's clock is the only limit it has
-    answers = [solve(problem, backend, limits=limits) for _ in range(request.repeat)]
-    return _plain(problem, answers) | {"peak_bytes": peak_memory()}
+    times: list[dict[str, float]] = []
+    peak = None
+    started = time.perf_counter()
+    while True:
+        answer = solve(problem, backend, limits=limits)
+        times.append({name: getattr(answer, name) for name in _TIMES})
+        if len(times) == 1:
+            peak = peak_memory()  # what one solve takes: repeats would add the answers before them
+        if len(times) == request.repeat or _enough(time.perf_counter() - started, request.repeat_seconds):
+            break
+    medians = {name: statistics.median(each[name] for each in times) for name in _TIMES}
+    return _plain(problem, answer) | medians | {"repeats": len(times), "peak_bytes": peak}
+
+
+def _enough(seconds: float, limit: float | None) -> bool:
+    return limit is not None and seconds >= limit
 
 
 def _warm_up(backend: Solver[Any]) -> None:
     """Solve a tiny problem first: importing an engine is not part of anyone's solve time."""
     tiny = clustered(6, 3).replace(load_min=0)
-    if backend.supports(tiny) is None:
-        solve(tiny, backend, limits=Limits(time=10.0))
+    for problem in (tiny, tiny.replace(capacity=1, load_max=6)):  # some take one expert per client only
+        if backend.supports(problem) is None:
+            solve(problem, backend, limits=Limits(time=10.0))
+            return
 
 
-def _plain(problem: AssignmentProblem, answers: list[Schedule]) -> dict[str, Any]:
-    last = answers[-1]
-    times = {
-        name: statistics.median(getattr(answer, name) for answer in answers)
-        for name in ("build_seconds", "solve_seconds", "certify_seconds")
-    }
-    return times | {
+def _plain(problem: AssignmentProblem, last: Schedule) -> dict[str, Any]:
+    return {
         "status": str(last.status),
         "stop_reason": str(last.stop_reason),
         "objective": last.objective,

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import math
 import os
 import pickle
 import signal
@@ -25,7 +26,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import solver_class, solvers
 from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["Row", "compare", "write_csv"]
+__all__ = ["Row", "compare", "judge", "read_csv", "write_csv"]
 
 #: A problem, or a function that makes it when its turn comes, so that large ones need not exist side by side.
 ProblemSource: TypeAlias = AssignmentProblem | Callable[[], AssignmentProblem]
@@ -52,12 +53,17 @@ class Row:
         backend's own.
     gap : float or None
         Of the objective to `bound`; None where there are violations, because it would say nothing.
+    certified_bound : float or None
+        The bound that this backend's prices prove; None for a backend without prices.
     violations : int
         Broken constraints.
-    build_seconds, solve_seconds, certify_seconds : float or None
-        Wall time, the median over the repeats. The engine was imported and used once before.
+    build_seconds, solve_seconds, read_seconds, certify_seconds : float or None
+        Wall time to build the model, solve it, read the answer back and certify it: medians over the repeats. The
+        engine was imported and used once before.
+    repeats : int
+        Solves that the times are medians of.
     peak_bytes : int or None
-        Peak resident memory of the process: interpreter, engine and problem included.
+        Peak resident memory of the process over the first solve: interpreter, engine and problem included.
     message : str
         Why there is no answer, or the backend's own words.
     """
@@ -72,10 +78,13 @@ class Row:
     objective: float | None = None
     bound: float | None = None
     gap: float | None = None
+    certified_bound: float | None = None
     violations: int = 0
     build_seconds: float | None = None
     solve_seconds: float | None = None
+    read_seconds: float | None = None
     certify_seconds: float | None = None
+    repeats: int = 0
     peak_bytes: int | None = None
     message: str = ""
 
@@ -103,6 +112,7 @@ def compare(
     limits: Limits | None = None,
     certify: bool = True,
     repeat: int = 1,
+    repeat_seconds: float | None = None,
     kill_after: float | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
@@ -120,7 +130,9 @@ def compare(
         Judge every answer, heuristics included, by the best bound that any backend's prices prove; where none of
         the chosen backends has prices, one more solve by ``"auto"`` provides them.
     repeat : int, default 1
-        Solves per process; the times are medians.
+        Solves per process, at most; the times are medians.
+    repeat_seconds : float, optional
+        Begin no further repeat once the solves, certificates included, have taken so long together.
     kill_after : float, optional
         Wall seconds after which a process is killed. None is twice ``limits.time`` per solve plus 20 s for start
         and certificate; no limit if there is no ``limits.time`` either.
@@ -158,7 +170,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="fedmoe-sched-") as folder:
         for name, source in _named(problems):
             problem = source() if callable(source) else source
-            task = _Task(name, problem, Path(folder), limits, repeat, kill_after)
+            task = _Task(name, problem, Path(folder), limits, repeat, repeat_seconds, kill_after)
             rows += _compare_one(task, backends, certify=certify, on_row=on_row)
     return rows
 
@@ -169,6 +181,39 @@ def write_csv(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
         writer.writeheader()
         writer.writerows(row.to_dict() for row in rows)
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[Row]:
+    """Read rows that `write_csv` wrote.
+
+    Raises
+    ------
+    InputError
+        The columns are not the fields of `Row`, or a cell cannot be read.
+    """
+    fields = [field.name for field in dataclasses.fields(Row)]
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != fields:
+            msg = f"{os.fspath(path)}: the columns must be {', '.join(fields)}"
+            raise InputError(msg)
+        try:
+            return [_row_of(cells) for cells in reader]
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"{os.fspath(path)}, line {reader.line_num}: cannot be read ({error})"
+            raise InputError(msg) from error
+
+
+def _row_of(cells: dict[str, str]) -> Row:
+    """Turn the text of one line into what `Row` declares."""
+    readers: dict[str, Callable[[str], Any]] = {
+        "str": str,
+        "int": int,
+        "bool": {"True": True, "False": False}.__getitem__,
+        "float | None": lambda text: float(text) if text else None,
+        "int | None": lambda text: int(text) if text else None,
+    }
+    return Row(**{field.name: readers[str(field.type)](cells[field.name]) for field in dataclasses.fields(Row)})
 
 
 @dataclass(frozen=True)
@@ -216,6 +261,7 @@ class _Task:
     folder: Path
     limits: Limits
     repeat: int
+    repeat_seconds: float | None
     kill_after: float | None
 
     @property
@@ -243,19 +289,37 @@ def _compare_one(
     # Labels may be anything hashable, and cost no solver any time.
     save_problem(task.problem.replace(client_labels=None, expert_labels=None), task.file)
     rows: list[Row] = []
-    bounds: list[float] = []
     for backend in backends:
-        row, proved = _solve_apart(task, backend)
-        rows.append(row)
-        bounds += [] if proved is None else [proved]
+        rows.append(_solve_apart(task, backend))
         if on_row is not None:
-            on_row(row)
+            on_row(rows[-1])
     if not certify:
         return rows
-    if not bounds and any(row.objective is not None for row in rows):
-        _, proved = _solve_apart(task, _Backend("auto"))
-        bounds += [] if proved is None else [proved]
-    return [_judged(row, min(bounds)) for row in rows] if bounds else rows
+    proved = any(row.certified_bound is not None for row in rows)
+    if not proved and any(row.objective is not None for row in rows):
+        return judge([*rows, _solve_apart(task, _Backend("auto"))])[:-1]
+    return judge(rows)
+
+
+def judge(rows: Iterable[Row]) -> list[Row]:
+    """Set bound and gap of every row by the best bound that any prices prove for its instance.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+        Of one or several comparisons; equal instance names stand for equal instances.
+
+    Returns
+    -------
+    list of Row
+        In the same order; rows of instances without a proved bound keep their own.
+    """
+    rows = list(rows)
+    bounds: dict[str, float] = {}
+    for row in rows:
+        if row.certified_bound is not None:
+            bounds[row.instance] = min(row.certified_bound, bounds.get(row.instance, math.inf))
+    return [_judged(row, bounds[row.instance]) if row.instance in bounds else row for row in rows]
 
 
 def _judged(row: Row, bound: float) -> Row:
@@ -265,23 +329,23 @@ def _judged(row: Row, bound: float) -> Row:
     return dataclasses.replace(row, bound=bound, gap=gap)
 
 
-def _solve_apart(task: _Task, backend: _Backend) -> tuple[Row, float | None]:
-    """Return the row of one backend, and the bound that its prices prove."""
+def _solve_apart(task: _Task, backend: _Backend) -> Row:
+    """Return the row of one backend, judged by its own bound."""
     row = Row(task.instance, *task.problem.shape, backend.label, backend.exact, "failed")
     refusal = backend.refusal(task.problem)
     if refusal is not None:
-        return dataclasses.replace(row, status=refusal[0], message=refusal[1]), None
-    result = _in_process(task, backend)
-    proved = result.pop("certified_bound", None)
-    row = dataclasses.replace(row, **result)
-    return (row if row.bound is None else _judged(row, row.bound)), proved
+        return dataclasses.replace(row, status=refusal[0], message=refusal[1])
+    row = dataclasses.replace(row, **_in_process(task, backend))
+    return row if row.bound is None else _judged(row, row.bound)
 
 
 def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
     """Run the worker and return what it says of its row."""
     output = task.folder / "result.json"
     output.unlink(missing_ok=True)
-    request = Request(str(task.file), str(output), backend.solver, backend.path, task.limits, task.repeat)
+    request = Request(
+        str(task.file), str(output), backend.solver, backend.path, task.limits, task.repeat, task.repeat_seconds
+    )
     try:
         code, errors = _run_worker(pickle.dumps(request), task.kill_after)
     except subprocess.TimeoutExpired:

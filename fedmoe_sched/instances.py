@@ -14,6 +14,7 @@ little. `clustered` and `tied` stay contended at any size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,17 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
 
-__all__ = ["FAMILIES", "clustered", "generate", "integers", "load_problem", "save_problem", "tied", "uniform"]
+__all__ = [
+    "FAMILIES",
+    "clustered",
+    "generate",
+    "integers",
+    "load_problem",
+    "save_problem",
+    "tied",
+    "uniform",
+    "with_bounds",
+]
 
 _CLASSES = 10
 _QUANTUM = 0.05
@@ -45,7 +56,7 @@ def uniform(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProbl
     AssignmentProblem
     """
     rng = _generator(n_clients, n_experts, seed)
-    return _with_bounds(rng.random((n_clients, n_experts)), rng)
+    return with_bounds(rng.random((n_clients, n_experts)), rng)
 
 
 def integers(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
@@ -63,7 +74,7 @@ def integers(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProb
     AssignmentProblem
     """
     rng = _generator(n_clients, n_experts, seed)
-    return _with_bounds(rng.integers(0, 6, (n_clients, n_experts)).astype(np.float64), rng)
+    return with_bounds(rng.integers(0, 6, (n_clients, n_experts)).astype(np.float64), rng)
 
 
 def clustered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
@@ -87,7 +98,7 @@ def clustered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentPro
     AssignmentProblem
     """
     rng = _generator(n_clients, n_experts, seed)
-    return _with_bounds(_clustered_scores(n_clients, n_experts, rng), rng)
+    return with_bounds(_clustered_scores(n_clients, n_experts, rng), rng)
 
 
 def tied(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
@@ -106,7 +117,7 @@ def tied(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
     """
     rng = _generator(n_clients, n_experts, seed)
     scores = _clustered_scores(n_clients, n_experts, rng)
-    return _with_bounds(np.rint(scores / _QUANTUM) * _QUANTUM, rng)
+    return with_bounds(np.rint(scores / _QUANTUM) * _QUANTUM, rng)
 
 
 #: The families by name.
@@ -160,7 +171,19 @@ def _generator(n_clients: int, n_experts: int, seed: int) -> np.random.Generator
     return np.random.default_rng(seed)
 
 
-def _with_bounds(scores: FloatMatrix, rng: np.random.Generator) -> AssignmentProblem:
+def with_bounds(scores: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> AssignmentProblem:
+    """Set capacities and load bounds as all families have them, see the head of this module.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (n, m), float32 or float64
+    rng : Generator
+        Draws the capacities.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
     n, m = scores.shape
     capacity = np.minimum(rng.integers(1, 5, n), m)
     total = int(capacity.sum())

@@ -144,8 +144,8 @@ class Schedule:
         For an infeasible problem, why.
     relaxed : tuple of Relaxation
         Bounds that were widened; empty if none were.
-    build_seconds, solve_seconds, certify_seconds : float
-        Wall time to build the model, to solve it, and to read back, recompute and certify the answer.
+    build_seconds, solve_seconds, read_seconds, certify_seconds : float
+        Wall time to build the model, to solve it, to read the answer back, and to certify it.
     solver_reason : str
         Why ``solver="auto"`` picked this backend; empty otherwise.
     message : str
@@ -164,6 +164,7 @@ class Schedule:
     relaxed: tuple[Relaxation, ...] = ()
     build_seconds: float = 0.0
     solve_seconds: float = 0.0
+    read_seconds: float = 0.0
     certify_seconds: float = 0.0
     solver_reason: str = ""
     message: str = ""
@@ -277,6 +278,7 @@ class Schedule:
             "gap": self.gap,
             "build_seconds": self.build_seconds,
             "solve_seconds": self.solve_seconds,
+            "read_seconds": self.read_seconds,
             "certify_seconds": self.certify_seconds,
             "solver_reason": self.solver_reason,
             "message": self.message,

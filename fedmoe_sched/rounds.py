@@ -72,7 +72,7 @@ class RoundRecord:
     slowest_seconds : float or None
         Longest round time that a client reported.
     plan_seconds, build_seconds, solve_seconds, certify_seconds : float
-        Wall time of `plan` as a whole, and of its steps in the backend.
+        Wall time of `plan` as a whole, and of its steps in the backend; reading back counts as certifying.
     """
 
     round: int
@@ -460,7 +460,7 @@ def plan_summary(
         "fitness_given_up": fitness_given_up(fitness, capacity, answer, eligible=eligible),
         "build_seconds": answer.build_seconds,
         "solve_seconds": answer.solve_seconds,
-        "certify_seconds": answer.certify_seconds,
+        "certify_seconds": answer.read_seconds + answer.certify_seconds,
     }
 
 

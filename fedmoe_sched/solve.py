@@ -75,6 +75,7 @@ def solve(
     backend.run(model, limits)
     solved = time.perf_counter()
     answer = backend.read(model)
+    read = time.perf_counter()
     if answer.assignment is None:
         schedule = _without_assignment(problem, backend, answer)
     else:
@@ -83,7 +84,8 @@ def solve(
         schedule,
         build_seconds=built - start,
         solve_seconds=solved - built,
-        certify_seconds=time.perf_counter() - solved,
+        read_seconds=read - solved,
+        certify_seconds=time.perf_counter() - read,
         solver_reason=reason,
         message=_with_notice(schedule.message, backend, limits),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from fedmoe_sched import AssignmentProblem, InputError, Limits, LoadPenalty, register_solver, solve
 from fedmoe_sched import registry as registry_module
-from fedmoe_sched.compare import Row, compare, write_csv
+from fedmoe_sched.compare import Row, compare, judge, read_csv, write_csv
 from fedmoe_sched.instances import clustered
 from fedmoe_sched.solvers.greedy import Greedy
 
@@ -115,6 +115,13 @@ class TestCompare:
         assert (row.status, row.objective, row.usable) == ("infeasible", None, False)
         assert "need 4 clients" in row.message
 
+    def test_repeats_end_with_their_seconds(self):
+        problem = clustered(10, 2)
+        [many] = compare(problem, ["greedy"], repeat=4, repeat_seconds=600)
+        [one] = compare(problem, ["greedy"], repeat=4, repeat_seconds=0)
+        assert (many.repeats, one.repeats) == (4, 1)
+        assert min(many.build_seconds, many.solve_seconds, many.read_seconds, many.certify_seconds) >= 0
+
     def test_options_out_of_range(self):
         with pytest.raises(InputError, match="repeat = 0"):
             compare(clustered(5, 2), ["greedy"], repeat=0)
@@ -195,6 +202,31 @@ class TestOutput:
         assert float(first["objective"]) == 1.5
         assert (second["objective"], second["message"]) == ("", "a, b")
         assert set(first) == set(rows[0].to_dict())
+
+    def test_csv_is_read_back_to_the_same_rows(self, tmp_path):
+        rows = [a_row(exact=True, peak_bytes=10, gap=0.1 + 0.2), a_row(objective=None, message='a, "b"\nc')]
+        write_csv(rows, tmp_path / "rows.csv")
+        assert read_csv(tmp_path / "rows.csv") == rows
+
+    def test_a_table_of_something_else_is_named(self, tmp_path):
+        (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"other\.csv: the columns must be instance,"):
+            read_csv(tmp_path / "other.csv")
+        write_csv([a_row()], tmp_path / "rows.csv")
+        text = (tmp_path / "rows.csv").read_text(encoding="utf-8")
+        (tmp_path / "rows.csv").write_text(text.replace("False", "no"), encoding="utf-8")
+        with pytest.raises(InputError, match=r"rows\.csv, line 2: cannot be read"):
+            read_csv(tmp_path / "rows.csv")
+
+    def test_rows_are_judged_by_the_best_bound_of_their_own_instance(self):
+        rows = [
+            a_row(objective=8.0, certified_bound=12.0),
+            a_row(objective=10.0, certified_bound=10.0),
+            a_row(objective=9.0, violations=1),
+            a_row(instance="q", objective=9.0, bound=9.9, gap=0.1),
+        ]
+        judged = judge(rows)
+        assert [(row.bound, row.gap) for row in judged] == [(10.0, 0.25), (10.0, 0.0), (10.0, None), (9.9, 0.1)]
 
     def test_seconds_add_up(self):
         assert a_row().seconds == 0.75

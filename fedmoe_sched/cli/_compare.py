@@ -136,7 +136,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _table(rows: list[Row]) -> Table:
-    numbers = ("objective", "gap", "build", "solve", "certify", "memory")
+    numbers = ("objective", "gap", "build", "solve", "read", "certify", "memory")
     table = plain_table("instance", "solver", "status", *numbers, "remark", right=numbers)
     last = None
     for row in rows:
@@ -149,6 +149,7 @@ def _table(rows: list[Row]) -> Table:
             gap_text(row.gap),
             seconds_text(row.build_seconds),
             seconds_text(row.solve_seconds),
+            seconds_text(row.read_seconds),
             seconds_text(row.certify_seconds),
             bytes_text(row.peak_bytes),
             "; ".join(part for part in (broken, row.message.replace("[", r"\[")) if part),

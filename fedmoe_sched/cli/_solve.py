@@ -174,8 +174,10 @@ def _facts(answer: Schedule) -> list[tuple[str, str]]:
         facts.append(("conflict", answer.conflict.message))
     if answer.message:
         facts.append(("message", answer.message))
-    steps = (("build", answer.build_seconds), ("solve", answer.solve_seconds), ("certify", answer.certify_seconds))
-    facts.append(("time", ", ".join(f"{step} {seconds_text(seconds)}" for step, seconds in steps)))
+    steps = ("build", "solve", "read", "certify")
+    facts.append(
+        ("time", ", ".join(f"{step} {seconds_text(getattr(answer, f'{step}_seconds'))}" for step in steps))
+    )
     # Messages contain brackets, which rich would read as its own markup.
     return [(name, value.replace("[", r"\[")) for name, value in facts]
 

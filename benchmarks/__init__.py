@@ -1,0 +1,1 @@
+"""Benchmarks: scripts of this repository, no part of the package."""

@@ -1,0 +1,1 @@
+"""The published study of optimality against speed: ``python -m benchmarks.study``, or ``make study``."""
