@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit
+from fedmoe_sched.solvers._newton_kernels import part
 
 __all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "push_arcs", "refresh"]
 
@@ -25,7 +25,7 @@ GAVE, TOOK, _CHILD, _SIBLING = 0, 1, 2, 3
 _LEVELS = 10  # of the costs by which arcs are chosen
 
 
-@jit
+@part
 def _meld(key: Any, link: Any, a: Any, b: Any) -> Any:
     """Meld two heaps; -1 is the empty one."""
     if a < 0:
@@ -39,7 +39,7 @@ def _meld(key: Any, link: Any, a: Any, b: Any) -> Any:
     return a
 
 
-@jit
+@part
 def _pop(key: Any, link: Any, root: Any) -> Any:
     """Remove the root; the new root by two-pass pairing."""
     first: Any
@@ -64,7 +64,7 @@ def _pop(key: Any, link: Any, root: Any) -> Any:
     return first
 
 
-@jit
+@part
 def _push(
     key: Any,
     link: Any,
@@ -92,7 +92,7 @@ def _push(
     return used + 1
 
 
-@jit
+@part
 def push_arcs(
     key: Any,
     link: Any,
@@ -132,7 +132,7 @@ def push_arcs(
     return used
 
 
-@jit
+@part
 def _level(cost: float, window: float) -> Any:
     """Where a reduced cost lies on a scale of powers of eight below the window; the last level is beyond it."""
     level = _LEVELS - 1
@@ -142,8 +142,8 @@ def _level(cost: float, window: float) -> Any:
     return level
 
 
-@jit
-def choose_cuts(
+@part
+def choose_cuts(  # noqa: PLR0912
     indptr: Any,
     expert: Any,
     score: Any,
@@ -162,10 +162,14 @@ def choose_cuts(
     """
     size = len(base)
     hub = size - 1
+    counts = np.empty((size, size, _LEVELS), np.int32)
+    for tail in range(size):
+        for head in range(size):
+            cut[tail, head] = np.inf
+            for level in range(_LEVELS):
+                counts[tail, head, level] = 0
     if window == np.inf:
-        cut[:] = np.inf
         return
-    counts = np.zeros((size, size, _LEVELS), np.int32)
     for i in range(len(least)):
         may_add, may_drop = count[i] < most[i], count[i] > least[i]
         for a in range(indptr[i], indptr[i + 1]):
@@ -189,7 +193,7 @@ def choose_cuts(
             cut[tail, head] = window / 8.0 ** (_LEVELS - 2 - level) + base[tail] - base[head]
 
 
-@jit
+@part
 def _surface(
     key: Any,
     link: Any,
@@ -218,7 +222,7 @@ def _surface(
     short[tail, head] = key[at] if at >= 0 else cut[tail, head]
 
 
-@jit
+@part
 def refresh(
     key: Any,
     link: Any,

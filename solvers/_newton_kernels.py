@@ -6,20 +6,35 @@ Nodes 0 .. m - 1 are the experts; node m is the hub, where unused client slots a
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 
-__all__ = ["jit", "limit_step", "marginal", "newton_step", "quantile", "surplus", "wanted_loads"]
+__all__ = ["jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
 
+#: For kernels that Python calls. A kernel is compiled anew when its own file changes, not when another one does:
+#: after a change of what it calls, remove ``__pycache__``. Arrays are filled by loops: any other way, ``np.zeros``
+#: too, takes the compiler a tenth of a second for each shape and type.
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-_BINS = 2048  # of the histogram of slacks: eight to an octave, by the leading bits of a float32
-_LAST = 2039  # bin of the largest finite slack
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@jit
+def part(function: Function) -> Function:
+    """Compile what only kernels call: it is kept on disk with them, and callable from nowhere else."""
+    bare: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # options without a type
+    compiled: Function = numba.njit(nogil=True, error_model="numpy", **bare)(function)
+    return compiled
+
+
+_SMALLEST = 149  # float32 goes down to 2**-149, and frexp counts from one power higher
+_BINS = 8 * (_SMALLEST + 130)
+
+
+@part
 def marginal(penalty: Any, expert: int, load: int) -> float:
     """Cost of the `load`-th client of an expert, load >= 1."""
     indptr, start, value, slope = penalty
@@ -33,7 +48,7 @@ def marginal(penalty: Any, expert: int, load: int) -> float:
     return float(value[low] + slope[low] * (load - start[low]))
 
 
-@jit
+@part
 def wanted_loads(penalty: Any, expert: int, price: float, low: int, high: int) -> Any:
     """Least and largest load in low .. high that are best for an expert with this price."""
     indptr, _, value, slope = penalty
@@ -71,36 +86,27 @@ def surplus(penalty: Any, prices: Any, loads: Any, load_min: Any, load_max: Any,
 
 
 @jit
-def _histogram(slack: Any) -> Any:
-    """Count clients by the leading bits of their slack; a sample of them where there are many."""
-    bits = slack.view(np.int32)
+def quantile(slack: Any, wanted: int) -> float:
+    """Return the slack that about `wanted` clients do not exceed, to an eighth; of many, a sample is looked at."""
     stride = 1 + len(slack) // 65536
-    histogram = np.zeros(_BINS, np.int64)
+    histogram = np.empty(_BINS, np.int64)
+    for at in range(_BINS):
+        histogram[at] = 0
     for at in range(0, len(slack), stride):
-        histogram[bits[at] >> 20] += stride
-    return histogram
-
-
-@jit
-def _edge(at: int) -> float:
-    """Upper end of a bin."""
-    upper = np.empty(1, np.int32)
-    upper[0] = (at + 1) << 20
-    return float(upper.view(np.float32)[0])
-
-
-@jit
-def quantile(slack: Any, wanted: Any) -> float:
-    """Return the slack that about `wanted` clients do not exceed."""
-    histogram = _histogram(slack)
+        fraction, exponent = math.frexp(slack[at])
+        if fraction > 0.0:  # the mantissa is in [1/2, 1): eight bins to an octave
+            histogram[8 * (exponent + _SMALLEST) + int(16.0 * fraction) - 7] += stride
+        else:
+            histogram[0] += stride
     at, below = 0, histogram[0]
-    while at < _LAST and below <= wanted:
+    while at < _BINS - 1 and below <= wanted:
         at += 1
         below += histogram[at]
-    return _edge(at)
+    octave, eighth = divmod(at, 8)
+    return math.ldexp(0.5 + 0.0625 * eighth, octave - _SMALLEST)
 
 
-@jit
+@part
 def _solve(matrix: Any, damping: float, right: Any, factor: Any, step: Any) -> None:
     """Solve ``(matrix + damping * I) step = right`` by Cholesky, column by column; a grounded Laplacian."""
     size = len(right)
@@ -128,7 +134,7 @@ def _solve(matrix: Any, damping: float, right: Any, factor: Any, step: Any) -> N
             step[c] -= factor[a, c] * step[a]
 
 
-@jit
+@part
 def _elasticity(penalty: Any, expert: int, load: int, low: int, high: int) -> float:
     """Clients per unit of price by which the load that an expert wants would change."""
     if load <= low or load >= high:
@@ -137,8 +143,27 @@ def _elasticity(penalty: Any, expert: int, load: int, low: int, high: int) -> fl
     return 1.0 / rise if rise > 0.0 else 0.0
 
 
+@part
+def _limited(
+    penalty: Any, expert: int, price: float, step: float, load: int, excess: int, load_min: int, load_max: int
+) -> Any:
+    """Return the price after a step, cut short where the expert's load as it is becomes the one that it wants.
+
+    What an expert wants jumps there, by up to all that the load bounds allow.
+    """
+    low, high = wanted_loads(penalty, expert, price, load_min, load_max)
+    if low < high and step * excess < 0:
+        return price
+    least, most = wanted_loads(penalty, expert, price + step, load_min, load_max)
+    if step > 0 and low <= load < least:
+        return max(price, marginal(penalty, expert, load + 1))
+    if step < 0 and most < load <= high:
+        return min(price, marginal(penalty, expert, load))
+    return price + step
+
+
 @jit
-def newton_step(
+def newton_step(  # noqa: PLR0912
     penalty: Any,
     prices: Any,
     loads: Any,
@@ -149,7 +174,7 @@ def newton_step(
     arcs: Any,
     finest: float,
     trust: float,
-    step: Any,
+    moved: Any,
 ) -> float:
     """Find the price changes that would remove the surplus, judging by the density of nearly indifferent clients.
 
@@ -165,8 +190,8 @@ def newton_step(
         Differences of scores below this are not told apart.
     trust : float
         No price changes by more than this times the reach.
-    step : ndarray, shape (m,), float64
-        Out: the price changes.
+    moved : ndarray, shape (m,), float64
+        Out: the prices to go to.
 
     Returns
     -------
@@ -179,7 +204,10 @@ def newton_step(
     for j in range(m):
         off += abs(excess[j])
     reach = quantile(slack, min(size - 1, size // 2, max(16 * m, off // 2, size // 16)))
-    density = np.zeros((m + 1, m + 1))
+    density = np.empty((m + 1, m + 1))
+    for a in range(m + 1):
+        for b in range(m + 1):
+            density[a, b] = 0.0
     for at in range(size):
         if slack[at] <= reach and arcs[at, 0] >= 0:
             density[arcs[at, 0], arcs[at, 1]] += 1.0
@@ -191,13 +219,14 @@ def newton_step(
         if excess[j] != 0 or low == high:
             moving[size] = j
             size += 1
-    laplacian, right = np.zeros((size, size)), np.empty(size)
+    laplacian, right = np.empty((size, size)), np.empty(size)
     trace = 0.0
     for a in range(size):
         tail = moving[a]
         for b in range(a):
             head = moving[b]
             laplacian[a, b] = -(density[tail, head] + density[head, tail]) / (2 * reach)
+        laplacian[a, a] = 0.0
         for node in range(m + 1):
             laplacian[a, a] += (density[tail, node] + density[node, tail]) / (2 * reach)
         laplacian[a, a] += _elasticity(penalty, tail, loads[tail] - excess[tail], load_min[tail], load_max[tail])
@@ -215,27 +244,10 @@ def newton_step(
             break
         damping *= 4
     shrink = min(1.0, trust * reach / furthest) if furthest > 0.0 else 0.0
-    step[:] = 0.0
+    for j in range(m):
+        moved[j] = prices[j]
     for a in range(size):
-        step[moving[a]] = shrink * solution[a]
+        j = moving[a]
+        step = shrink * solution[a]
+        moved[j] = _limited(penalty, j, prices[j], step, loads[j], excess[j], load_min[j], load_max[j])
     return reach
-
-
-@jit
-def limit_step(penalty: Any, prices: Any, loads: Any, excess: Any, load_min: Any, load_max: Any, step: Any) -> Any:
-    """Cut a step short where an expert's load as it is becomes the one that it wants; return the new prices.
-
-    What an expert wants jumps there, by up to all that the load bounds allow.
-    """
-    moved = prices + step
-    for j in range(len(prices)):
-        low, high = wanted_loads(penalty, j, prices[j], load_min[j], load_max[j])
-        if low < high and step[j] * excess[j] < 0:
-            moved[j] = prices[j]
-            continue
-        least, most = wanted_loads(penalty, j, moved[j], load_min[j], load_max[j])
-        if step[j] > 0 and loads[j] < least and loads[j] >= low:
-            moved[j] = max(prices[j], marginal(penalty, j, loads[j] + 1))
-        elif step[j] < 0 and loads[j] > most and loads[j] <= high:
-            moved[j] = min(prices[j], marginal(penalty, j, loads[j]))
-    return moved

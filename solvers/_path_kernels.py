@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, push_arcs, refresh
-from fedmoe_sched.solvers._newton_kernels import jit, marginal, wanted_loads
+from fedmoe_sched.solvers._newton_kernels import jit, marginal, part, wanted_loads
 
 __all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
 
@@ -20,7 +20,7 @@ __all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED",
 BALANCED, WINDOW_EXCEEDED, MORE_ARCS, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3, 4
 
 
-@jit
+@part
 def _open_loads(
     penalty: Any,
     loads: Any,
@@ -43,14 +43,14 @@ def _open_loads(
         _set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
 
 
-@jit
+@part
 def _set_marginals(penalty: Any, j: int, flow: int, low: int, high: int, up: Any, down: Any) -> None:
     """Note what one client more costs expert j, and what one less saves."""
     up[j] = marginal(penalty, j, flow + 1) if flow < high else np.inf
     down[j] = marginal(penalty, j, flow) if flow > low else -np.inf
 
 
-@jit
+@part
 def _nearest_deficit(  # noqa: PLR0912
     short: Any, potential: Any, up: Any, down: Any, excess: Any, distance: Any, parent: Any, wanted: Any
 ) -> Any:
@@ -106,7 +106,7 @@ def _nearest_deficit(  # noqa: PLR0912
                 parent[hub] = node + size
 
 
-@jit
+@part
 def _room(penalty: Any, j: int, flow: int, rising: bool, low: int, high: int) -> Any:
     """Units by which the flow of expert j can rise or fall at the same marginal cost."""
     indptr, _, _, slope = penalty
@@ -115,7 +115,7 @@ def _room(penalty: Any, j: int, flow: int, rising: bool, low: int, high: int) ->
     return int(high - flow if rising else flow - low)
 
 
-@jit
+@part
 def _push_load(
     penalty: Any,
     target: int,
@@ -165,7 +165,7 @@ def _push_load(
     return n_moves
 
 
-@jit
+@part
 def _surplus_left(excess: Any) -> bool:
     """Whether some node has more load than it wants."""
     for v in range(len(excess)):  # noqa: SIM110, no generators in compiled code
@@ -174,7 +174,7 @@ def _surplus_left(excess: Any) -> bool:
     return False
 
 
-@jit
+@part
 def _left_out(target: int, parent: Any, root: Any, cut: Any, base: Any, window: float) -> Any:
     """Tell whether the path to `target` needs arcs that are left out: some more, or those beyond the window."""
     size = len(base)
@@ -191,7 +191,7 @@ def _left_out(target: int, parent: Any, root: Any, cut: Any, base: Any, window: 
 
 
 @jit
-def augment(  # noqa: PLR0912
+def augment(  # noqa: PLR0912, PLR0915
     penalty: Any,
     indptr: Any,
     owner: Any,
@@ -254,14 +254,17 @@ def augment(  # noqa: PLR0912
         room += (count[i] + 1) * (size_i - count[i] + 1)
     key, link = np.empty(room), np.empty((room, 4), np.int32)
     used, everything = np.int64(0), np.int64(ALL)
-    root = np.full((size, size), -1, np.int32)
-    short = cut.copy()
+    root, short = np.empty((size, size), np.int32), np.empty((size, size))
+    for node in range(size):
+        for v in range(size):
+            root[node, v] = -1
+            short[node, v] = cut[node, v]
     for i in range(len(least)):
         used = push_arcs(
             key, link, used, root, short, cut, indptr[i], indptr[i + 1], expert, score, held,
             count[i] < most[i], count[i] > least[i], everything, everything,
         )  # fmt: skip
-    flow, excess = np.zeros(m, np.int64), np.zeros(size, np.int64)
+    flow, excess = np.empty(m, np.int64), np.empty(size, np.int64)
     up, down = np.empty(m), np.empty(m)
     _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
     distance, parent = np.empty(size), np.empty(size, np.int64)
@@ -333,14 +336,16 @@ def jump(penalty: Any, cost: Any, potential: Any, loads: Any, load_min: Any, loa
         Units of load that are out of place; -1 if some of them cannot be brought into place by any path.
     """
     m = len(loads)
-    flow, excess = np.zeros(m, np.int64), np.zeros(m + 1, np.int64)
+    flow, excess = np.empty(m, np.int64), np.empty(m + 1, np.int64)
     up, down = np.empty(m), np.empty(m)
     _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
-    distance, parent = np.empty(m + 1), np.empty(m + 1, np.int64)
+    distance, parent, zero = np.empty(m + 1), np.empty(m + 1, np.int64), np.empty(m + 1)
+    for v in range(m + 1):
+        zero[v] = 0.0  # the costs are reduced ones
     for j in range(m):
         up[j] -= potential[j] - potential[m]
         down[j] -= potential[j] - potential[m]
-    target = _nearest_deficit(cost, np.zeros(m + 1), up, down, excess, distance, parent, np.int64(m + 1))
+    target = _nearest_deficit(cost, zero, up, down, excess, distance, parent, np.int64(m + 1))
     if target < 0:
         return -1
     off = 0

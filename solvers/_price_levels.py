@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -13,7 +15,7 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, read_only
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.solvers._newton_kernels import limit_step, newton_step, quantile, surplus
+from fedmoe_sched.solvers._newton_kernels import newton_step, quantile, surplus
 from fedmoe_sched.solvers._path_kernels import BALANCED, MORE_ARCS, OUT_OF_ROOM, augment, jump
 from fedmoe_sched.solvers._response_kernels import (
     candidates,
@@ -24,7 +26,7 @@ from fedmoe_sched.solvers._response_kernels import (
     write_rows,
 )
 
-__all__ = ["Level", "Prices", "Run", "Ties"]
+__all__ = ["Level", "Prices", "Run", "Ties", "load_kernels"]
 
 _STALLED = 4  # Newton steps without a tenth less surplus before paths take over
 _MOST_NEWTON_STEPS = 40
@@ -143,7 +145,7 @@ class _Clients:
         furthest : float
             Stop before the prices move by more than this against one another.
         """
-        base, step = self.prices, np.empty(len(self.prices))
+        base = self.prices
         off = self.surplus()
         trust, goal, stalled = 8.0, 0.9 * off, 0
         bounds = (self.load_min, self.load_max)
@@ -151,20 +153,12 @@ class _Clients:
             if off / 2 <= self.close_enough or trust < 0.02 or stalled == _STALLED:
                 break
             prices = self.prices
+            moved = np.empty(len(prices))
             self.reach = newton_step(
-                self.penalty,
-                prices,
-                self.loads,
-                *bounds,
-                self.excess,
-                self.slack,
-                self.arcs,
-                self.finest,
-                trust,
-                step,
-            )
-            moved = limit_step(self.penalty, prices, self.loads, self.excess, *bounds, step)
-            np.subtract(moved, prices, out=step)
+                self.penalty, prices, self.loads, *bounds, self.excess, self.slack, self.arcs, self.finest, trust,
+                moved,
+            )  # fmt: skip
+            step = moved - prices
             if _spread(moved - base) > furthest:
                 break
             slope = float(step @ self.excess)
@@ -432,6 +426,31 @@ class _Movers(_Clients):
                 enough *= 8
         self.prices = potential[:m] - potential[m]
         return int(status)
+
+
+@cache
+def load_kernels(dtype: npt.DTypeLike) -> None:
+    """Call every kernel once with scores of this type: it is loaded from disk then, or compiled."""
+    problem = AssignmentProblem(np.arange(8, dtype=dtype).reshape(4, 2), 1, load_max=3)
+    collecting = gc.isenabled()
+    gc.disable()  # the compiler makes millions of objects and hardly any rubbish: a tenth of its time
+    try:
+        level = Level(problem, Ties.none(2), None, map)
+        level.respond(np.zeros(2))
+        level.surplus()
+        level.approach()
+        newton_step(
+            level.penalty, level.prices, level.loads, level.load_min, level.load_max, level.excess, level.slack,
+            level.arcs, level.finest, 1.0, np.zeros(2),
+        )  # fmt: skip
+        movers = _Movers(level, level._window())
+        movers.respond(level.prices)
+        jump(level.penalty, level._exchange_costs(), np.zeros(3), level.loads, level.load_min, level.load_max)
+        level.settle(np.inf)
+        level.assignment()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _gather(problem: AssignmentProblem, rows: IntArray) -> tuple[FloatArray, BoolArray | None]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit
+from fedmoe_sched.solvers._newton_kernels import jit, part
 
 __all__ = ["candidates", "exchange_costs", "keep_rows", "respond", "respond_rows", "write_rows"]
 
 
-@jit
-def _choose(value: Any, size: int, least: int, most: int, best: Any, who: Any) -> Any:
+@part
+def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -> Any:
     """Rank the `most` + 1 best of the values and take those that pay; return how many, and the cheapest exchange.
 
     The exchange is (margin, rank given up, rank taken), where -1 stands for the hub and -2 for no exchange.
@@ -50,13 +50,13 @@ def _choose(value: Any, size: int, least: int, most: int, best: Any, who: Any) -
     return taken, margin, gave, took
 
 
-@jit
+@part
 def _rounded_down(margin: float) -> Any:
     """Return a margin as a float32 that is not above it."""
     return max(np.float32(0.0), np.nextafter(np.float32(margin), np.float32(0.0)))
 
 
-@jit
+@part
 def _fill(
     scores: Any, eligible: Any, noise: Any, amplitude: float, first: int, prices: Any, at: int, value: Any
 ) -> None:
@@ -134,7 +134,7 @@ def respond(
         for r in range(count[at]):
             loads[choice[at, r]] -= 1
         _fill(scores, eligible, noise, amplitude, first, prices, at, value)
-        taken, margin, gave, took = _choose(value, m, least[at], most[at], best, who)
+        taken, margin, gave, took = _choose(value, m, np.int64(least[at]), np.int64(most[at]), best, who)
         slack[at] = _rounded_down(margin)
         arcs[at, 0] = who[gave] if gave >= 0 else (m if gave == -1 else -1)
         arcs[at, 1] = who[took] if took >= 0 else (m if took == -1 else -1)
@@ -176,7 +176,9 @@ def respond_rows(
             if held[start + a]:
                 loads[j] -= 1
                 held[start + a] = False
-        taken, margin, gave, took = _choose(value, size, least[i], min(size, most[i]), best, who)
+        taken, margin, gave, took = _choose(
+            value, size, np.int64(least[i]), np.int64(min(size, most[i])), best, who
+        )
         slack[i] = _rounded_down(margin)
         arcs[i, 0] = expert[start + who[gave]] if gave >= 0 and who[gave] >= 0 else (m if gave == -1 else -1)
         arcs[i, 1] = expert[start + who[took]] if took >= 0 and who[took] >= 0 else (m if took == -1 else -1)
@@ -288,7 +290,9 @@ def candidates(
         Number of candidates.
     """
     size, m = scores.shape
-    kept, value = np.zeros(m, np.bool_), np.empty(m)
+    kept, value = np.empty(m, np.bool_), np.empty(m)
+    for j in range(m):
+        kept[j] = False
     total = 0
     for at in range(size):
         sizes[at] = 0

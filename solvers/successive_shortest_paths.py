@@ -82,9 +82,10 @@ class SuccessiveShortestPaths(Solver[_Model]):
         return super().supports(problem)
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Load the compiled kernels; there is no model apart from the problem."""
-        from fedmoe_sched.solvers import _price_levels  # noqa: F401
+        """Load the compiled kernels, or compile them; there is no model apart from the problem."""
+        from fedmoe_sched.solvers._price_levels import load_kernels
 
+        load_kernels("f8" if problem.desirability.dtype == np.float64 else "f4")
         return _Model(problem, prices, limits.seed, limits.threads or os.cpu_count() or 1)
 
     def run(self, model: _Model, limits: Limits) -> None:
