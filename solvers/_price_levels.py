@@ -280,12 +280,12 @@ class Level(_Clients):
             return False
         bounds = (self.load_min, self.load_max)
         while True:
-            movers = _Movers(self, max(window, self._window()))
+            window = max(window, self._window())
+            movers = _Movers(self, window, *self.candidates(window))
             status = movers.settle()
             self._take(movers)
             if status == BALANCED:
                 return True
-            window = movers.window
             if window == np.inf:
                 return False
             window = self._wider(len(movers.positions), window)
@@ -331,7 +331,7 @@ class Level(_Clients):
         self.prices, self.loads = movers.prices, movers.loads
         self.surplus()
 
-    def candidates(self, window: float) -> tuple[IntArray, tuple[Any, ...]]:
+    def candidates(self, window: float) -> tuple[IntArray, IntArray, tuple[Any, ...]]:
         """List the clients with a slack of at most `window`, and their candidates; see `_path_kernels.augment`."""
         sizes = np.zeros(len(self.slack), dtype=np.int64)
         totals = np.zeros(_MOST_BLOCKS + 1, dtype=np.int64)
@@ -352,7 +352,7 @@ class Level(_Clients):
         if total:
             self._in_blocks(block, _MOST_BLOCKS)
         positions = np.flatnonzero(sizes)
-        return positions, (sizes[positions], *lists)
+        return positions, sizes[positions], lists
 
     def _exchange_costs(self) -> Prices:
         """Find the cheapest exchanges of all clients, and everyone's slack at the prices as they are."""
@@ -370,6 +370,25 @@ class Level(_Clients):
         least: Prices = costs.min(axis=0)
         return least
 
+    def settle_directly(self, prices: Prices) -> Assignment | None:
+        """Find the optimum of a small problem with a list of all pairs, in as few steps as possible."""
+        n, m = len(self.count), len(prices)
+        scores, everyone = self._scores.astype(np.float64), np.arange(n)
+        if self._eligible is None:
+            sizes, experts = np.full(n, m), np.tile(np.arange(m, dtype=np.int16), n)
+            scores = scores.reshape(-1)
+        else:
+            sizes, experts = self._eligible.sum(axis=1), np.nonzero(self._eligible)[1].astype(np.int16)
+            scores = scores[self._eligible]
+        movers = _Movers(self, np.inf, everyone, sizes, (experts, scores, np.zeros(len(experts), dtype=np.bool_)))
+        movers.respond(prices)
+        if movers.settle() != BALANCED:
+            return None
+        self.prices = movers.prices
+        indptr = np.zeros(n + 1, dtype=np.int64)
+        np.cumsum(movers.count, out=indptr[1:])
+        return Assignment(indptr, experts[movers.held].astype(np.int64), m)
+
     def assignment(self) -> Assignment:
         """Return the choices of all clients."""
         indptr = np.zeros(len(self.count) + 1, dtype=np.int64)
@@ -382,15 +401,16 @@ class Level(_Clients):
 class _Movers(_Clients):
     """The clients of a level that may still change their minds, with the few experts that come into question."""
 
-    def __init__(self, level: Level, window: float) -> None:
-        self.positions, (sizes, self.expert, self.score, self.held) = level.candidates(window)
-        size = len(self.positions)
-        self.window = window
-        self.indptr = np.zeros(size + 1, dtype=np.int64)
+    def __init__(
+        self, level: Level, window: float, positions: IntArray, sizes: IntArray, lists: tuple[Any, ...]
+    ) -> None:
+        self.window, self.positions = window, positions
+        self.expert, self.score, self.held = lists
+        self.indptr = np.zeros(len(sizes) + 1, dtype=np.int64)
         np.cumsum(sizes, out=self.indptr[1:])
-        self.count = level.count[self.positions]
-        self.least, self.most = level.least[self.positions], level.most[self.positions]
-        self.slack, self.arcs = level.slack[self.positions], level.arcs[self.positions]
+        self.count = level.count[positions]
+        self.least, self.most = level.least[positions], level.most[positions]
+        self.slack, self.arcs = level.slack[positions], level.arcs[positions]
         self.penalty, self.load_min, self.load_max = level.penalty, level.load_min, level.load_max
         self.prices, self.loads, self.excess = level.prices, level.loads.copy(), level.excess.copy()
         self.ties, self.finest, self.reach = level.ties, level.finest, 0.0
@@ -443,7 +463,7 @@ def load_kernels(dtype: npt.DTypeLike) -> None:
             level.penalty, level.prices, level.loads, level.load_min, level.load_max, level.excess, level.slack,
             level.arcs, level.finest, 1.0, np.zeros(2),
         )  # fmt: skip
-        movers = _Movers(level, level._window())
+        movers = _Movers(level, 1.0, *level.candidates(1.0))
         movers.respond(level.prices)
         jump(level.penalty, level._exchange_costs(), np.zeros(3), level.loads, level.load_min, level.load_max)
         level.settle(np.inf)

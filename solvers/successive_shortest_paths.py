@@ -117,8 +117,8 @@ def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
     n, m = problem.shape
     if n * m <= _DIRECT_CELLS:
         level = Level(problem, Ties.none(m), None, run)
-        level.respond(np.zeros(m) if start is None else start)
-        return (level.prices, level.assignment()) if level.settle(np.inf) else None
+        assignment = level.settle_directly(np.zeros(m) if start is None else start)
+        return None if assignment is None else (level.prices, assignment)
     rng = np.random.default_rng(model.seed)
     ties = Ties.of(problem, rng)
     exponent = int(np.frexp(ties.largest)[1])
