@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import part
+from fedmoe_sched.solvers._newton_kernels import inlined, part
 
-__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "push_arcs", "refresh"]
+__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "extend", "push_arcs", "refresh"]
 
 #: What stands for a position where there is none: an exchange with the hub, and all exchanges.
 HUB, ALL = -1, -2
@@ -64,7 +64,7 @@ def _pop(key: Any, link: Any, root: Any) -> Any:
     return first
 
 
-@part
+@inlined
 def _push(
     key: Any,
     link: Any,
@@ -86,9 +86,14 @@ def _push(
     link[used, TOOK] = took
     link[used, _CHILD] = -1
     link[used, _SIBLING] = -1
-    at = _meld(key, link, np.int64(root[tail, head]), used)
-    root[tail, head] = at
-    short[tail, head] = key[at]
+    first = np.int64(root[tail, head])
+    if first < 0 or cost < key[first]:
+        link[used, _CHILD] = first
+        root[tail, head] = used
+        short[tail, head] = cost
+    else:
+        link[used, _SIBLING] = link[first, _CHILD]
+        link[first, _CHILD] = used
     return used + 1
 
 
@@ -100,44 +105,50 @@ def push_arcs(
     root: Any,
     short: Any,
     cut: Any,
-    start: int,
-    stop: int,
+    indptr: Any,
     expert: Any,
     score: Any,
     held: Any,
-    may_add: bool,
-    may_drop: bool,
+    count: Any,
+    least: Any,
+    most: Any,
+    start: Any,
+    stop: Any,
     gave: Any,
     took: Any,
 ) -> Any:
-    """Add the arcs that a client gains by giving up one position and taking another; `ALL` adds all it has."""
+    """Add the arcs that clients ``start .. stop - 1`` gain by giving up one position and taking another.
+
+    `ALL` instead of positions adds all they have.
+    """
     hub = len(root) - 1
     # New are the arcs out of what was taken and into what was given up, and those at the hub when the number of
     # experts changed.
     other_number = gave < 0 or took < 0
     none, everything = np.int64(HUB), gave == ALL
-    for a in range(start, stop):
-        tail = np.int64(expert[a])
-        if not held[a]:
-            if may_add and (other_number or a == gave):
-                used = _push(key, link, used, root, short, cut, -score[a], none, a, hub, tail)
-            continue
-        if may_drop and (other_number or a == took):
-            used = _push(key, link, used, root, short, cut, score[a], a, none, tail, hub)
-        for b in range(start, stop):
-            if not held[b] and (everything or a == took or b == gave):
-                used = _push(
-                    key, link, used, root, short, cut, score[a] - score[b], a, b, tail, np.int64(expert[b])
-                )
+    for i in range(start, stop):
+        may_add, may_drop = count[i] < most[i], count[i] > least[i]
+        for a in range(indptr[i], indptr[i + 1]):
+            tail = np.int64(expert[a])
+            if not held[a]:
+                if may_add and (other_number or a == gave):
+                    used = _push(key, link, used, root, short, cut, -score[a], none, a, hub, tail)
+                continue
+            if may_drop and (other_number or a == took):
+                used = _push(key, link, used, root, short, cut, score[a], a, none, tail, hub)
+            for b in range(indptr[i], indptr[i + 1]):
+                if not held[b] and (everything or a == took or b == gave):
+                    head = np.int64(expert[b])
+                    used = _push(key, link, used, root, short, cut, score[a] - score[b], a, b, tail, head)
     return used
 
 
-@part
+@inlined
 def _level(cost: float, window: float) -> Any:
     """Where a reduced cost lies on a scale of powers of eight below the window; the last level is beyond it."""
     level = _LEVELS - 1
     while level > 0 and cost <= window:
-        window /= 8.0
+        window *= 0.125
         level -= 1
     return level
 
@@ -191,6 +202,50 @@ def choose_cuts(  # noqa: PLR0912
                 level += 1
                 inside += counts[tail, head, level]
             cut[tail, head] = window / 8.0 ** (_LEVELS - 2 - level) + base[tail] - base[head]
+
+
+@part
+def extend(
+    key: Any,
+    link: Any,
+    used: Any,
+    root: Any,
+    short: Any,
+    cut: Any,
+    indptr: Any,
+    expert: Any,
+    score: Any,
+    held: Any,
+    count: Any,
+    least: Any,
+    most: Any,
+    tail: Any,
+    head: Any,
+    longest: float,
+) -> Any:
+    """Let in the arcs tail -> head up to the cost `longest`; return how many arcs there are then, -1 without room."""
+    hub = len(root) - 1
+    shortest = cut[tail, head]
+    cut[tail, head] = longest
+    if root[tail, head] < 0:
+        short[tail, head] = longest
+    for i in range(len(least)):
+        gave, took = np.int64(HUB), np.int64(HUB)
+        for at in range(indptr[i], indptr[i + 1]):
+            if held[at] and expert[at] == tail:
+                gave = np.int64(at)
+            elif not held[at] and expert[at] == head:
+                took = np.int64(at)
+        gives = count[i] < most[i] if tail == hub else gave >= 0
+        takes = count[i] > least[i] if head == hub else took >= 0
+        if not (gives and takes):
+            continue
+        cost = (score[gave] if gave >= 0 else 0.0) - (score[took] if took >= 0 else 0.0)
+        if cost > shortest:
+            if used == len(key):
+                return np.int64(-1)
+            used = _push(key, link, used, root, short, cut, cost, gave, took, tail, head)
+    return used
 
 
 @part

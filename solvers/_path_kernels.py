@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, push_arcs, refresh
+from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, extend, push_arcs, refresh
 from fedmoe_sched.solvers._newton_kernels import jit, marginal, part, wanted_loads
 
-__all__ = ["BALANCED", "MORE_ARCS", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
+__all__ = ["BALANCED", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
 
 #: What `augment` returns.
-BALANCED, WINDOW_EXCEEDED, MORE_ARCS, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3, 4
+BALANCED, WINDOW_EXCEEDED, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3
 
 
 @part
@@ -175,19 +175,17 @@ def _surplus_left(excess: Any) -> bool:
 
 
 @part
-def _left_out(target: int, parent: Any, root: Any, cut: Any, base: Any, window: float) -> Any:
-    """Tell whether the path to `target` needs arcs that are left out: some more, or those beyond the window."""
-    size = len(base)
-    status = BALANCED
+def _first_left_out(target: Any, parent: Any, root: Any, arc: Any) -> bool:
+    """Note the last arc of the path to `target` that stands for arcs that are left out; False if there is none."""
+    size = len(parent)
     v = target
     while parent[v] >= 0:
         node = parent[v]
         if node < size and root[node, v] < 0:
-            if cut[node, v] >= 0.99 * window + base[node] - base[v]:
-                return WINDOW_EXCEEDED
-            status = MORE_ARCS
+            arc[0], arc[1] = node, v
+            return True
         v = node if node < size else node - size
-    return status
+    return False
 
 
 @jit
@@ -233,15 +231,14 @@ def augment(  # noqa: PLR0912, PLR0915
         Arcs with a larger reduced cost under `base` are left out; sound while the potentials have moved by no
         more than this against one another.
     enough : int
-        About how many arcs of each pair of nodes to look at.
+        About how many arcs of each pair of nodes to look at first.
     spare : int
         Room for arcs that clients gain by moving.
 
     Returns
     -------
     int
-        BALANCED, WINDOW_EXCEEDED (widen it), MORE_ARCS (raise `enough`), NO_PATH (none within the window) or
-        OUT_OF_ROOM (call again).
+        BALANCED, WINDOW_EXCEEDED (widen it), NO_PATH (none within the window) or OUT_OF_ROOM (call again).
     """
     m = len(loads)
     size = m + 1
@@ -259,23 +256,32 @@ def augment(  # noqa: PLR0912, PLR0915
         for v in range(size):
             root[node, v] = -1
             short[node, v] = cut[node, v]
-    for i in range(len(least)):
-        used = push_arcs(
-            key, link, used, root, short, cut, indptr[i], indptr[i + 1], expert, score, held,
-            count[i] < most[i], count[i] > least[i], everything, everything,
-        )  # fmt: skip
+    used = push_arcs(
+        key, link, used, root, short, cut, indptr, expert, score, held, count, least, most,
+        np.int64(0), np.int64(len(least)), everything, everything,
+    )  # fmt: skip
     flow, excess = np.empty(m, np.int64), np.empty(size, np.int64)
     up, down = np.empty(m), np.empty(m)
     _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
     distance, parent = np.empty(size), np.empty(size, np.int64)
-    moves = np.empty((size, 2), np.int64)
+    moves, missing = np.empty((size, 2), np.int64), np.empty(2, np.int64)
     while _surplus_left(excess):
         target = _nearest_deficit(short, potential, up, down, excess, distance, parent, np.int64(1))
         if target < 0:
             return NO_PATH
-        missing = _left_out(target, parent, root, cut, base, window)
-        if missing > 0:
-            return missing
+        if _first_left_out(target, parent, root, missing):
+            tail, head = missing[0], missing[1]
+            gap = base[tail] - base[head]
+            reduced = cut[tail, head] - gap
+            if reduced >= 0.99 * window:
+                return WINDOW_EXCEEDED
+            used = extend(
+                key, link, used, root, short, cut, indptr, expert, score, held, count, least, most,
+                tail, head, min(8.0 * reduced, window) + gap,
+            )  # fmt: skip
+            if used < 0:
+                return OUT_OF_ROOM
+            continue
         for v in range(size):
             potential[v] += max(0.0, distance[target] - distance[v])
         n_moves = _push_load(
@@ -309,10 +315,10 @@ def augment(  # noqa: PLR0912, PLR0915
                 refresh(key, link, root, short, cut, owner, held, count, least, most, client, hub, hub)
         for at in range(n_moves):
             gave, took = moves[at]
-            client = owner[max(gave, took)]
+            client = np.int64(owner[max(gave, took)])
             used = push_arcs(
-                key, link, used, root, short, cut, indptr[client], indptr[client + 1], expert, score, held,
-                count[client] < most[client], count[client] > least[client], gave, took,
+                key, link, used, root, short, cut, indptr, expert, score, held, count, least, most,
+                client, client + 1, gave, took,
             )  # fmt: skip
     return BALANCED
 

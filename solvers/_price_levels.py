@@ -16,7 +16,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._newton_kernels import newton_step, quantile, surplus
-from fedmoe_sched.solvers._path_kernels import BALANCED, MORE_ARCS, OUT_OF_ROOM, augment, jump
+from fedmoe_sched.solvers._path_kernels import BALANCED, OUT_OF_ROOM, augment, jump
 from fedmoe_sched.solvers._response_kernels import (
     candidates,
     exchange_costs,
@@ -38,6 +38,7 @@ _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of t
 _CANDIDATES_PER_MICROSECOND = 50
 _MOST_MOVERS = 50_000
 _MANY = 20.0  # times the surplus that paths deal with as fast as a Newton step
+_CANDIDATES = 4  # times the most experts of any client: room enough for most lists
 _FIRST_ARCS = 16  # of each pair of experts, beside those for what is out of place
 _SPARE_ARCS = 65_536  # that clients may gain by moving before the graph is made anew
 _TIE_WINDOW = 16.0  # exchanges between ties cost less than this, in units of the perturbation
@@ -295,10 +296,9 @@ class Level(_Clients):
             off = jump(self.penalty, self._exchange_costs(), potential, self.loads, *bounds)
             if off < 0:
                 return False
-            self.prices = potential[:-1] - potential[-1]
-            self._exchange_costs()
-            self.surplus()
+            self._go_to(potential[:-1] - potential[-1])
             if not self.ties.size and off > 2 * self.close_enough:
+                self.respond(self.prices)
                 self.approach()
 
     def _hopeless(self) -> bool:
@@ -308,10 +308,12 @@ class Level(_Clients):
         return find_conflict(self._whole) is not None
 
     def _window(self) -> float:
-        """Choose which exchanges to look at first: enough of them for what is out of place, and all ties."""
+        """Choose which exchanges to look at first: enough of them for what is out of place, or all ties."""
+        if self.ties.size:
+            return _TIE_WINDOW * self.ties.size
         size, m = len(self.slack), len(self.prices)
         wanted = 8 * int(abs(self.excess).sum()) + 8 * m
-        return max(quantile(self.slack, min(wanted, size // 2)), _TIE_WINDOW * self.ties.size)
+        return quantile(self.slack, min(wanted, size // 2))
 
     def _wider(self, movers: int, window: float) -> float:
         """Choose the next window: one with twice the clients; 0 if that is too many or too wide: jump."""
@@ -324,35 +326,39 @@ class Level(_Clients):
     def _take(self, movers: _Movers) -> None:
         """Take over what the movers found."""
         keep_rows(movers.positions, movers.indptr, movers.expert, movers.held, self.choice, self.count)
-        drift = _spread(movers.prices - self.prices) * (1 + 1e-6)
-        with np.errstate(over="ignore"):  # scores beyond the range of float32: nothing is settled then
-            np.maximum(self.slack - np.float32(drift), 0, out=self.slack)
+        self.loads = movers.loads
+        self._go_to(movers.prices)
         self.slack[movers.positions] = 0.0
-        self.prices, self.loads = movers.prices, movers.loads
+
+    def _go_to(self, prices: Prices) -> None:
+        """Move to prices under which what the clients hold is still a best response."""
+        self.slack -= np.float32(_spread(prices - self.prices) * (1 + 1e-6))
+        np.maximum(self.slack, 0, out=self.slack)
+        self.prices = prices
         self.surplus()
 
     def candidates(self, window: float) -> tuple[IntArray, IntArray, tuple[Any, ...]]:
         """List the clients with a slack of at most `window`, and their candidates; see `_path_kernels.augment`."""
         sizes = np.zeros(len(self.slack), dtype=np.int64)
-        totals = np.zeros(_MOST_BLOCKS + 1, dtype=np.int64)
-        lists = (np.empty(0, dtype=np.int16), np.empty(0), np.empty(0, dtype=np.bool_))
 
-        def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> int:
-            place = slice(totals[number], totals[number + 1])
-            return int(candidates(
-                scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
-                self.most[part], self.choice[part], self.count[part], self.slack[part], window, sizes[part],
-                *(a[place] for a in lists),
-            ))  # fmt: skip
+        def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> list[Any]:
+            near = int(np.count_nonzero(self.slack[part] <= window))
+            # What is never written to takes no memory.
+            found = near * min(len(self.prices), _CANDIDATES * self.choice.shape[1])
+            room = -1
+            while found > room:
+                room = found
+                lists = [np.empty(room, dtype=np.int16), np.empty(room), np.empty(room, dtype=np.bool_)]
+                found = candidates(
+                    scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
+                    self.most[part], self.choice[part], self.count[part], self.slack[part], self.arcs[part], window,
+                    sizes[part], *lists,
+                )  # fmt: skip
+            return [values[:found] for values in lists]
 
-        found = self._in_blocks(block, _MOST_BLOCKS)
-        np.cumsum(found, out=totals[1 : len(found) + 1])
-        total = totals[len(found)]
-        lists = (np.empty(total, dtype=np.int16), np.empty(total), np.empty(total, dtype=np.bool_))
-        if total:
-            self._in_blocks(block, _MOST_BLOCKS)
+        lists = zip(*self._in_blocks(block, _MOST_BLOCKS), strict=True)
         positions = np.flatnonzero(sizes)
-        return positions, sizes[positions], lists
+        return positions, sizes[positions], tuple(map(np.concatenate, lists))
 
     def _exchange_costs(self) -> Prices:
         """Find the cheapest exchanges of all clients, and everyone's slack at the prices as they are."""
@@ -437,13 +443,11 @@ class _Movers(_Clients):
         base = potential.copy()
         enough = _FIRST_ARCS + int(abs(self.excess).sum()) // m
         status = OUT_OF_ROOM
-        while status in (OUT_OF_ROOM, MORE_ARCS):
+        while status == OUT_OF_ROOM:
             status = augment(
                 self.penalty, self.indptr, owner, self.expert, self.score, self.held, self.count, self.least,
                 self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough, _SPARE_ARCS,
             )  # fmt: skip
-            if status == MORE_ARCS:
-                enough *= 8
         self.prices = potential[:m] - potential[m]
         return int(status)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit, part
+from fedmoe_sched.solvers._newton_kernels import inlined, jit
 
 __all__ = ["candidates", "exchange_costs", "keep_rows", "respond", "respond_rows", "write_rows"]
 
 
-@part
+@inlined
 def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -> Any:
     """Rank the `most` + 1 best of the values and take those that pay; return how many, and the cheapest exchange.
 
@@ -50,13 +50,13 @@ def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -
     return taken, margin, gave, took
 
 
-@part
+@inlined
 def _rounded_down(margin: float) -> Any:
     """Return a margin as a float32 that is not above it."""
     return max(np.float32(0.0), np.nextafter(np.float32(margin), np.float32(0.0)))
 
 
-@part
+@inlined
 def _fill(
     scores: Any, eligible: Any, noise: Any, amplitude: float, first: int, prices: Any, at: int, value: Any
 ) -> None:
@@ -188,6 +188,24 @@ def respond_rows(
             loads[expert[start + who[r]]] += 1
 
 
+@inlined
+def _cheapest(
+    worst: float, tail: Any, best: float, free: Any, may_drop: bool, may_add: bool, hub: Any, arc: Any
+) -> Any:
+    """Return the reduced cost of a client's cheapest exchange, rounded down, and note its arc.
+
+    It is between its worst expert or the hub on the one hand, and the best one that is free or the hub on the other.
+    """
+    margin, head = worst - best, free
+    if may_drop and worst < margin:
+        margin, head = worst, hub
+    if may_add and -best < margin:
+        margin, tail, head = -best, hub, free
+    arc[0] = tail if head >= 0 else -1
+    arc[1] = head if tail >= 0 else -1
+    return _rounded_down(margin)
+
+
 @jit
 def exchange_costs(
     scores: Any,
@@ -242,14 +260,7 @@ def exchange_costs(
             row = cost[m]
             for j in range(m):
                 row[j] = min(row[j], -value[j])
-        margin, head = worst - best, free
-        if taken > least[at] and worst < margin:
-            margin, head = worst, m
-        if taken < most[at] and -best < margin:
-            margin, tail, head = -best, m, free
-        slack[at] = _rounded_down(margin)
-        arcs[at, 0] = tail if head >= 0 else -1
-        arcs[at, 1] = head if tail >= 0 else -1
+        slack[at] = _cheapest(worst, tail, best, free, taken > least[at], taken < most[at], m, arcs[at])
 
 
 @jit
@@ -265,6 +276,7 @@ def candidates(
     choice: Any,
     count: Any,
     slack: Any,
+    arcs: Any,
     window: float,
     sizes: Any,
     expert: Any,
@@ -275,14 +287,16 @@ def candidates(
 
     Parameters
     ----------
-    scores, eligible, noise, amplitude, first, prices, least, most, choice, count, slack
+    scores, eligible, noise, amplitude, first, prices, least, most, choice, count
         See `respond`; in only.
+    slack, arcs
+        See `respond`; in and out: what is a lower bound at first is exact then, where it is not above the window.
     window : float
         See `augment`.
     sizes : ndarray, shape (b,), int64
         Out: number of candidates of each client.
-    expert, score, held : ndarray, shape (candidates,), int16, float64, bool
-        Out, unless they are empty: the candidates, client by client, ascending.
+    expert, score, held : ndarray, shape (room,), int16, float64, bool
+        Out: the candidates, client by client, ascending, as many as there is room for.
 
     Returns
     -------
@@ -299,26 +313,33 @@ def candidates(
         if slack[at] > window:
             continue
         _fill(scores, eligible, noise, amplitude, first, prices, at, value)
-        bar = np.inf
-        for r in range(count[at]):
+        taken = count[at]
+        bar, tail = np.inf, -1
+        for r in range(taken):
             j = choice[at, r]
             kept[j] = True
-            bar = min(bar, value[j])
+            if value[j] < bar:
+                bar, tail = value[j], j
+        best, free = -np.inf, -1
+        for j in range(m):
+            if value[j] > best and not kept[j]:
+                best, free = value[j], j
+        slack[at] = _cheapest(bar, tail, best, free, taken > least[at], taken < most[at], m, arcs[at])
         # Whatever a client holds is within a window of its worst expert now, and what it may take next within
         # another; likewise for taking one more, or one less.
-        if least[at] < most[at] and (count[at] < most[at] or bar <= 2 * window):
+        if least[at] < most[at] and (taken < most[at] or bar <= 2 * window):
             bar = min(bar, 0.0)
-        bar -= 2 * window
+        bar = bar - 2 * window if slack[at] <= window else np.inf
         before = total
         for j in range(m):
             if value[j] >= bar and value[j] > -np.inf:
-                if len(expert) > 0:
+                if total < len(expert):
                     expert[total] = j
                     score[total] = value[j] + prices[j]
                     held[total] = kept[j]
                 total += 1
         sizes[at] = total - before
-        for r in range(count[at]):
+        for r in range(taken):
             kept[choice[at, r]] = False
     return total
 
