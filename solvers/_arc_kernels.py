@@ -223,7 +223,7 @@ def extend(
     head: Any,
     longest: float,
 ) -> Any:
-    """Let in the arcs tail -> head up to the cost `longest`; return how many arcs there are then, -1 without room."""
+    """Let in the arcs tail -> head up to the cost `longest`; return how many arcs there are then; -1: no room."""
     hub = len(root) - 1
     shortest = cut[tail, head]
     cut[tail, head] = longest

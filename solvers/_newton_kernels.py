@@ -31,8 +31,9 @@ def part(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """Put what kernels call for every client or arc into their code: a call counts references to all its arrays."""
-    compiled: Function = numba.njit(nogil=True, error_model="numpy", inline="always")(function)
+    """Put what kernels call for every client or arc into their code: calls count references to their arrays."""
+    into: Any = {"inline": "always"}
+    compiled: Function = numba.njit(nogil=True, error_model="numpy", **into)(function)
     return compiled
 
 

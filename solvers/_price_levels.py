@@ -205,6 +205,7 @@ class Level(_Clients):
         self.load_min, self.load_max = low.copy(), high.copy()
         self.penalty = _penalty(problem)
         self.ties, self.finest = ties, ties.finest
+        self.tie_window = _TIE_WINDOW * ties.size
         self._release: Callable[[slice], None] = problem.release if rows is None else _keep
         self._whole = problem if rows is None else None
         self._noise = ties.size
@@ -296,7 +297,11 @@ class Level(_Clients):
             off = jump(self.penalty, self._exchange_costs(), potential, self.loads, *bounds)
             if off < 0:
                 return False
+            before = self.prices
             self._go_to(potential[:-1] - potential[-1])
+            if (jumped := _spread(self.prices - before)) < self.ties.quantum / 64:
+                # What rounding made of equal steps is a second lattice, far finer than the first one.
+                self.tie_window = max(self.tie_window, 4 * jumped)
             if not self.ties.size and off > 2 * self.close_enough:
                 self.respond(self.prices)
                 self.approach()
@@ -310,7 +315,7 @@ class Level(_Clients):
     def _window(self) -> float:
         """Choose which exchanges to look at first: enough of them for what is out of place, or all ties."""
         if self.ties.size:
-            return _TIE_WINDOW * self.ties.size
+            return self.tie_window
         size, m = len(self.slack), len(self.prices)
         wanted = 8 * int(abs(self.excess).sum()) + 8 * m
         return quantile(self.slack, min(wanted, size // 2))
@@ -320,6 +325,8 @@ class Level(_Clients):
         size = len(self.slack)
         if movers > _MOST_MOVERS + size // 8:
             return 0.0
+        if movers == size:
+            return np.inf
         wider = max(2 * window, quantile(self.slack, min(size - 1, 2 * movers + 64)))
         return wider if wider < 64 * window else 0.0
 
@@ -332,7 +339,8 @@ class Level(_Clients):
 
     def _go_to(self, prices: Prices) -> None:
         """Move to prices under which what the clients hold is still a best response."""
-        self.slack -= np.float32(_spread(prices - self.prices) * (1 + 1e-6))
+        drift = _spread(prices - self.prices) * (1 + 1e-6)
+        self.slack -= np.float32(min(drift, float(np.finfo(np.float32).max)))
         np.maximum(self.slack, 0, out=self.slack)
         self.prices = prices
         self.surplus()
@@ -348,17 +356,17 @@ class Level(_Clients):
             room = -1
             while found > room:
                 room = found
-                lists = [np.empty(room, dtype=np.int16), np.empty(room), np.empty(room, dtype=np.bool_)]
+                lists: list[Any] = [np.empty(room, kind) for kind in (np.int16, np.float64, np.bool_)]
                 found = candidates(
                     scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
-                    self.most[part], self.choice[part], self.count[part], self.slack[part], self.arcs[part], window,
-                    sizes[part], *lists,
+                    self.most[part], self.choice[part], self.count[part], self.slack[part], self.arcs[part],
+                    window, sizes[part], *lists,
                 )  # fmt: skip
             return [values[:found] for values in lists]
 
-        lists = zip(*self._in_blocks(block, _MOST_BLOCKS), strict=True)
+        by_kind = zip(*self._in_blocks(block, _MOST_BLOCKS), strict=True)
         positions = np.flatnonzero(sizes)
-        return positions, sizes[positions], tuple(map(np.concatenate, lists))
+        return positions, sizes[positions], tuple(map(np.concatenate, by_kind))
 
     def _exchange_costs(self) -> Prices:
         """Find the cheapest exchanges of all clients, and everyone's slack at the prices as they are."""

@@ -194,7 +194,7 @@ def _cheapest(
 ) -> Any:
     """Return the reduced cost of a client's cheapest exchange, rounded down, and note its arc.
 
-    It is between its worst expert or the hub on the one hand, and the best one that is free or the hub on the other.
+    It is between its worst expert or the hub on the one hand, and the best free one or the hub on the other.
     """
     margin, head = worst - best, free
     if may_drop and worst < margin:

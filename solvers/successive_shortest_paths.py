@@ -125,16 +125,17 @@ def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
     if abs(exponent) > _USUAL_EXPONENTS:
         return _solve_scaled(model, run, min(-exponent, _LARGEST_EXPONENT))
     prices = np.zeros(m) if start is None else start
-    cold = start is None
+    cold, tie_window = start is None, 0.0
     for size in [*(_sample_sizes(n, m) if cold else ()), n]:
         level = Level(problem, ties, _sample(n, size, rng) if size < n else None, run)
+        level.tie_window = max(level.tie_window, tie_window)
         if cold and ties.size:
             level.respond_smoothly(prices)
         else:
             level.respond(prices)
         settled = level.settle(2 * ties.quantum if cold else 0.0, only_prices=size < n)
         # A sample may well be infeasible where the problem is not.
-        prices, cold = level.prices, False
+        prices, tie_window, cold = level.prices, level.tie_window, False
     return (prices, level.assignment()) if settled else None
 
 
