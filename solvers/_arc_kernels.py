@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import inlined, part
+from fedmoe_sched.solvers._newton_kernels import part
 
 __all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "extend", "push_arcs", "refresh"]
 
@@ -64,39 +64,6 @@ def _pop(key: Any, link: Any, root: Any) -> Any:
     return first
 
 
-@inlined
-def _push(
-    key: Any,
-    link: Any,
-    used: Any,
-    root: Any,
-    short: Any,
-    cut: Any,
-    cost: float,
-    gave: Any,
-    took: Any,
-    tail: Any,
-    head: Any,
-) -> Any:
-    """Add one arc, unless it belongs to those that are left out."""
-    if cost > cut[tail, head]:
-        return used
-    key[used] = cost
-    link[used, GAVE] = gave
-    link[used, TOOK] = took
-    link[used, _CHILD] = -1
-    link[used, _SIBLING] = -1
-    first = np.int64(root[tail, head])
-    if first < 0 or cost < key[first]:
-        link[used, _CHILD] = first
-        root[tail, head] = used
-        short[tail, head] = cost
-    else:
-        link[used, _SIBLING] = link[first, _CHILD]
-        link[first, _CHILD] = used
-    return used + 1
-
-
 @part
 def push_arcs(
     key: Any,
@@ -122,28 +89,48 @@ def push_arcs(
     `ALL` instead of positions adds all they have.
     """
     hub = len(root) - 1
-    # New are the arcs out of what was taken and into what was given up, and those at the hub when the number of
-    # experts changed.
-    other_number = gave < 0 or took < 0
-    none, everything = np.int64(HUB), gave == ALL
+    everything = gave == ALL
     for i in range(start, stop):
         may_add, may_drop = count[i] < most[i], count[i] > least[i]
-        for a in range(indptr[i], indptr[i + 1]):
-            tail = np.int64(expert[a])
-            if not held[a]:
-                if may_add and (other_number or a == gave):
-                    used = _push(key, link, used, root, short, cut, -score[a], none, a, hub, tail)
+        # One position before a client's first candidate stands for the hub, on either side.
+        none = indptr[i] - 1
+        for a in range(none, indptr[i + 1]):
+            if not (may_add if a == none else held[a]):
                 continue
-            if may_drop and (other_number or a == took):
-                used = _push(key, link, used, root, short, cut, score[a], a, none, tail, hub)
-            for b in range(indptr[i], indptr[i + 1]):
-                if not held[b] and (everything or a == took or b == gave):
-                    head = np.int64(expert[b])
-                    used = _push(key, link, used, root, short, cut, score[a] - score[b], a, b, tail, head)
+            tail, lost = (hub, 0.0) if a == none else (np.int64(expert[a]), score[a])
+            for b in range(none, indptr[i + 1]):
+                if b == none:
+                    if a == none or not may_drop:
+                        continue
+                elif held[b]:
+                    continue
+                # New are the arcs out of what was taken and into what was given up, and those at the hub when the
+                # number of experts changed.
+                if not (everything or a == took or b == gave or ((gave < 0 or took < 0) and none in (a, b))):
+                    continue
+                head, gain = (hub, 0.0) if b == none else (np.int64(expert[b]), score[b])
+                cost = lost - gain
+                if cost > cut[tail, head]:
+                    continue
+                key[used] = cost
+                link[used, GAVE] = HUB if a == none else a
+                link[used, TOOK] = HUB if b == none else b
+                link[used, _CHILD] = -1
+                link[used, _SIBLING] = -1
+                # Melding by hand: a call would count references to its arrays, which takes longer.
+                first = np.int64(root[tail, head])
+                if first < 0 or cost < key[first]:
+                    link[used, _CHILD] = first
+                    root[tail, head] = used
+                    short[tail, head] = cost
+                else:
+                    link[used, _SIBLING] = link[first, _CHILD]
+                    link[first, _CHILD] = used
+                used += 1
     return used
 
 
-@inlined
+@part
 def _level(cost: float, window: float) -> Any:
     """Where a reduced cost lies on a scale of powers of eight below the window; the last level is beyond it."""
     level = _LEVELS - 1
@@ -241,10 +228,17 @@ def extend(
         if not (gives and takes):
             continue
         cost = (score[gave] if gave >= 0 else 0.0) - (score[took] if took >= 0 else 0.0)
-        if cost > shortest:
+        if shortest < cost <= longest:
             if used == len(key):
                 return np.int64(-1)
-            used = _push(key, link, used, root, short, cut, cost, gave, took, tail, head)
+            key[used] = cost
+            link[used, GAVE] = gave
+            link[used, TOOK] = took
+            link[used, _CHILD] = -1
+            link[used, _SIBLING] = -1
+            root[tail, head] = _meld(key, link, np.int64(root[tail, head]), used)
+            short[tail, head] = key[root[tail, head]]
+            used += 1
     return used
 
 

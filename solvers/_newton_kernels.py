@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
-__all__ = ["inlined", "jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
+__all__ = ["jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
 
 #: For kernels that Python calls. A kernel is compiled anew when its own file changes, not when another one does:
 #: after a change of what it calls, remove ``__pycache__``. Arrays are filled by loops: any other way, ``np.zeros``
@@ -27,13 +27,6 @@ def part(function: Function) -> Function:
     """Compile what only kernels call: it is kept on disk with them, and callable from nowhere else."""
     bare: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # options without a type
     compiled: Function = numba.njit(nogil=True, error_model="numpy", **bare)(function)
-    return compiled
-
-
-def inlined(function: Function) -> Function:
-    """Put what kernels call for every client or arc into their code: calls count references to their arrays."""
-    into: Any = {"inline": "always"}
-    compiled: Function = numba.njit(nogil=True, error_model="numpy", **into)(function)
     return compiled
 
 

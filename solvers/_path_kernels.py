@@ -272,12 +272,12 @@ def augment(  # noqa: PLR0912, PLR0915
         if _first_left_out(target, parent, root, missing):
             tail, head = missing[0], missing[1]
             gap = base[tail] - base[head]
-            reduced = cut[tail, head] - gap
-            if reduced >= 0.99 * window:
+            longest = min(8.0 * (cut[tail, head] - gap), window) + gap
+            if not longest > cut[tail, head]:  # nor can it be by less than costs are rounded
                 return WINDOW_EXCEEDED
             used = extend(
                 key, link, used, root, short, cut, indptr, expert, score, held, count, least, most,
-                tail, head, min(8.0 * reduced, window) + gap,
+                tail, head, longest,
             )  # fmt: skip
             if used < 0:
                 return OUT_OF_ROOM

@@ -290,8 +290,9 @@ class Level(_Clients):
                 return True
             if window == np.inf:
                 return False
-            window = self._wider(len(movers.positions), window)
-            if window > 0:
+            wider = self._wider(len(movers.positions), window)
+            if wider > 0:
+                window = wider
                 continue
             potential = np.append(self.prices, 0.0)
             off = jump(self.penalty, self._exchange_costs(), potential, self.loads, *bounds)
@@ -302,7 +303,9 @@ class Level(_Clients):
             if (jumped := _spread(self.prices - before)) < self.ties.quantum / 64:
                 # What rounding made of equal steps is a second lattice, far finer than the first one.
                 self.tie_window = max(self.tie_window, 4 * jumped)
-            if not self.ties.size and off > 2 * self.close_enough:
+            if self.ties.size:
+                window = 0.0  # exchanges that were far off may be ties now
+            elif off > 2 * self.close_enough:
                 self.respond(self.prices)
                 self.approach()
 
@@ -369,15 +372,14 @@ class Level(_Clients):
         return positions, sizes[positions], tuple(map(np.concatenate, by_kind))
 
     def _exchange_costs(self) -> Prices:
-        """Find the cheapest exchanges of all clients, and everyone's slack at the prices as they are."""
+        """Find the cheapest exchanges of all clients at the prices as they are."""
         nodes = len(self.prices) + 1
         costs = np.full((_MOST_BLOCKS, nodes, nodes), np.inf)
 
         def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> None:
             exchange_costs(
                 scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
-                self.most[part], self.choice[part], self.count[part], self.slack[part], self.arcs[part],
-                costs[number],
+                self.most[part], self.choice[part], self.count[part], costs[number],
             )  # fmt: skip
 
         self._in_blocks(block, _MOST_BLOCKS)
@@ -450,11 +452,13 @@ class _Movers(_Clients):
         potential = np.append(self.prices, 0.0)
         base = potential.copy()
         enough = _FIRST_ARCS + int(abs(self.excess).sum()) // m
+        # At least one path fits in: each of its clients gains up to three arcs per candidate.
+        spare = _SPARE_ARCS + 3 * m * (m + 1)
         status = OUT_OF_ROOM
         while status == OUT_OF_ROOM:
             status = augment(
                 self.penalty, self.indptr, owner, self.expert, self.score, self.held, self.count, self.least,
-                self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough, _SPARE_ARCS,
+                self.most, base, potential, self.loads, self.load_min, self.load_max, window, enough, spare,
             )  # fmt: skip
         self.prices = potential[:m] - potential[m]
         return int(status)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import inlined, jit
+from fedmoe_sched.solvers._newton_kernels import jit, part
 
 __all__ = ["candidates", "exchange_costs", "keep_rows", "respond", "respond_rows", "write_rows"]
 
 
-@inlined
+@part
 def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -> Any:
     """Rank the `most` + 1 best of the values and take those that pay; return how many, and the cheapest exchange.
 
@@ -50,13 +50,13 @@ def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -
     return taken, margin, gave, took
 
 
-@inlined
+@part
 def _rounded_down(margin: float) -> Any:
     """Return a margin as a float32 that is not above it."""
     return max(np.float32(0.0), np.nextafter(np.float32(margin), np.float32(0.0)))
 
 
-@inlined
+@part
 def _fill(
     scores: Any, eligible: Any, noise: Any, amplitude: float, first: int, prices: Any, at: int, value: Any
 ) -> None:
@@ -188,7 +188,7 @@ def respond_rows(
             loads[expert[start + who[r]]] += 1
 
 
-@inlined
+@part
 def _cheapest(
     worst: float, tail: Any, best: float, free: Any, may_drop: bool, may_add: bool, hub: Any, arc: Any
 ) -> Any:
@@ -218,8 +218,6 @@ def exchange_costs(
     most: Any,
     choice: Any,
     count: Any,
-    slack: Any,
-    arcs: Any,
     cost: Any,
 ) -> None:
     """Find the cheapest exchange arcs of a block of clients whose choices are best responses to the prices.
@@ -230,8 +228,6 @@ def exchange_costs(
         See `respond`.
     choice, count
         See `respond`; in only, in any order.
-    slack, arcs
-        See `respond`; out only.
     cost : ndarray, shape (m + 1, m + 1), float64
         In and out: least reduced cost of an arc from each node to each other one.
     """
@@ -240,16 +236,9 @@ def exchange_costs(
     for at in range(size):
         _fill(scores, eligible, noise, amplitude, first, prices, at, value)
         taken = count[at]
-        worst, tail = np.inf, -1
         for r in range(taken):
             kept[r] = value[choice[at, r]]
             value[choice[at, r]] = -np.inf
-            if kept[r] < worst:
-                worst, tail = kept[r], choice[at, r]
-        best, free = -np.inf, -1
-        for j in range(m):
-            if value[j] > best:
-                best, free = value[j], j
         for r in range(taken):
             row, lost = cost[choice[at, r]], kept[r]
             for j in range(m):
@@ -260,7 +249,6 @@ def exchange_costs(
             row = cost[m]
             for j in range(m):
                 row[j] = min(row[j], -value[j])
-        slack[at] = _cheapest(worst, tail, best, free, taken > least[at], taken < most[at], m, arcs[at])
 
 
 @jit
