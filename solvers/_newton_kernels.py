@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
-__all__ = ["jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
+__all__ = ["NOTHING", "jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
 
 #: For kernels that Python calls. A kernel is compiled anew when its own file changes, not when another one does:
 #: after a change of what it calls, remove ``__pycache__``. Arrays are filled by loops: any other way, ``np.zeros``
@@ -29,6 +29,9 @@ def part(function: Function) -> Function:
     compiled: Function = numba.njit(nogil=True, error_model="numpy", **bare)(function)
     return compiled
 
+
+#: Slack from which on a client has nothing to exchange.
+NOTHING = 1e38
 
 _SMALLEST = 149  # float32 goes down to 2**-149, and frexp counts from one power higher
 _BINS = 8 * (_SMALLEST + 130)
@@ -87,22 +90,28 @@ def surplus(penalty: Any, prices: Any, loads: Any, load_min: Any, load_max: Any,
 
 @jit
 def quantile(slack: Any, wanted: int) -> float:
-    """Return the slack that about `wanted` clients do not exceed, to an eighth; of many, a sample is looked at."""
+    """Return the slack that about `wanted` clients do not exceed, to an eighth; of many, a sample is looked at.
+
+    Clients with nothing to exchange do not count; if there are fewer others, the answer is the largest of theirs.
+    """
     stride = 1 + len(slack) // 65536
     histogram = np.empty(_BINS, np.int64)
     for at in range(_BINS):
         histogram[at] = 0
+    last = 0
     for at in range(0, len(slack), stride):
+        if slack[at] >= NOTHING:
+            continue
         fraction, exponent = math.frexp(slack[at])
-        if fraction > 0.0:  # the mantissa is in [1/2, 1): eight bins to an octave
-            histogram[8 * (exponent + _SMALLEST) + int(16.0 * fraction) - 7] += stride
-        else:
-            histogram[0] += stride
-    at, below = 0, histogram[0]
-    while at < _BINS - 1 and below <= wanted:
-        at += 1
-        below += histogram[at]
-    octave, eighth = divmod(at, 8)
+        # The fraction is in [1/2, 1), or 0: eight bins to an octave.
+        place = 8 * (exponent + _SMALLEST) + int(16.0 * fraction) - 7 if fraction > 0.0 else 0
+        histogram[place] += stride
+        last = max(last, place)
+    place, below = 0, histogram[0]
+    while place < last and below <= wanted:
+        place += 1
+        below += histogram[place]
+    octave, eighth = divmod(place, 8)
     return math.ldexp(0.5 + 0.0625 * eighth, octave - _SMALLEST)
 
 

@@ -15,7 +15,7 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, read_only
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.solvers._newton_kernels import newton_step, quantile, surplus
+from fedmoe_sched.solvers._newton_kernels import NOTHING, newton_step, quantile, surplus
 from fedmoe_sched.solvers._path_kernels import BALANCED, OUT_OF_ROOM, augment, jump
 from fedmoe_sched.solvers._response_kernels import (
     candidates,
@@ -328,7 +328,7 @@ class Level(_Clients):
         size = len(self.slack)
         if movers > _MOST_MOVERS + size // 8:
             return 0.0
-        if movers == size:
+        if movers >= np.count_nonzero(self.slack < NOTHING):
             return np.inf
         wider = max(2 * window, quantile(self.slack, min(size - 1, 2 * movers + 64)))
         return wider if wider < 64 * window else 0.0

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import objective
+from fedmoe_sched.exchange import polish
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
@@ -27,6 +29,7 @@ _FIRST_LEVEL = 1024  # clients of the smallest sampled level, at least
 _LARGEST_SAMPLE = 262_144  # a sample is a copy; more clients tell hardly more
 _DIRECT_CELLS = 4096  # problems up to this many pairs go straight to the shortest paths
 _USUAL_EXPONENTS, _LARGEST_EXPONENT = 64, 1000  # of two, for the largest score
+_HARMLESS = 1e-10  # relative to the objective
 _BLOCK_CLIENTS = 8192  # fewer are not worth a thread
 
 _MOST_EXPERTS = np.iinfo(np.int16).max  # the hub is a node too, and nodes are kept as 16-bit numbers
@@ -136,7 +139,14 @@ def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
         settled = level.settle(2 * ties.quantum if cold else 0.0, only_prices=size < n)
         # A sample may well be infeasible where the problem is not.
         prices, tie_window, cold = level.prices, level.tie_window, False
-    return (prices, level.assignment()) if settled else None
+    if not settled:
+        return None
+    assignment = level.assignment()
+    if ties.size * len(assignment.indices) > _HARMLESS * abs(objective(problem, assignment)):
+        # What parts ties is too much beside what is left of scores and penalties that cancel out.
+        polished = polish(problem, assignment)
+        return polished.prices, polished.assignment
+    return prices, assignment
 
 
 def _solve_scaled(model: _Model, run: Run, exponent: int) -> tuple[Prices, Assignment] | None:

@@ -43,6 +43,21 @@ def problem_of(kind: str) -> AssignmentProblem:
             "load_min": 0,
             "load_max": CLIENTS,
         },
+        "tied, scores and penalties cancel out": {
+            "desirability": rounded - rounded.mean(),
+            "load_penalty": LoadPenalty.quadratic(1e-5, -np.arange(EXPERTS) * 300.0),
+            "load_min": 0,
+            "load_max": CLIENTS,
+        },
+        "some clients have no choice": {
+            "desirability": scores * 1e-3,
+            "eligible": np.arange(CLIENTS)[:, None] % 3 + np.arange(EXPERTS) < EXPERTS + 1,
+            "capacity": np.where(np.arange(CLIENTS) % 2, EXPERTS, 2),
+            "min_experts": np.where(np.arange(CLIENTS) % 2, EXPERTS - 1, 1),
+            "load_min": 0,
+            "load_max": CLIENTS,
+            "load_penalty": LoadPenalty.quadratic(1e-6, n_experts=EXPERTS),
+        },
         "stepwise penalty": {
             "load_penalty": LoadPenalty.from_marginals(
                 np.cumsum(rng.random((EXPERTS, 5000)) < 0.01, axis=1) * 0.05
@@ -71,6 +86,8 @@ KINDS = [
     "quadratic penalty",
     "tied, quadratic penalty",
     "stepwise penalty",
+    "tied, scores and penalties cancel out",
+    "some clients have no choice",
 ]
 
 
