@@ -38,6 +38,7 @@ _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of t
 _CANDIDATES_PER_MICROSECOND = 50
 _MOST_MOVERS = 50_000
 _MANY = 20.0  # times the surplus that paths deal with as fast as a Newton step
+_MOST_JUMPS = 16  # of one level before they are taken for steps on a finer lattice
 _CANDIDATES = 4  # times the most experts of any client: room enough for most lists
 _FIRST_ARCS = 16  # of each pair of experts, beside those for what is out of place
 _SPARE_ARCS = 65_536  # that clients may gain by moving before the graph is made anew
@@ -280,7 +281,7 @@ class Level(_Clients):
                 return True
         if self._hopeless():
             return False
-        bounds = (self.load_min, self.load_max)
+        bounds, jumps = (self.load_min, self.load_max), 0
         while True:
             window = max(window, self._window())
             movers = _Movers(self, window, *self.candidates(window))
@@ -300,8 +301,9 @@ class Level(_Clients):
                 return False
             before = self.prices
             self._go_to(potential[:-1] - potential[-1])
-            if (jumped := _spread(self.prices - before)) < self.ties.quantum / 64:
-                # What rounding made of equal steps is a second lattice, far finer than the first one.
+            jumped, jumps = _spread(self.prices - before), jumps + 1
+            if jumped < self.ties.quantum / 64 or not self.ties.quantum or jumps > _MOST_JUMPS:
+                # A second lattice, far finer than the first one: from rounding equal steps, or from a penalty.
                 self.tie_window = max(self.tie_window, 4 * jumped)
             if self.ties.size:
                 window = 0.0  # exchanges that were far off may be ties now

@@ -89,8 +89,8 @@ class Plan:
     families: tuple[str, ...] = FAMILIES
     single_sizes: tuple[tuple[int, int], ...] = ()
     single_families: tuple[str, ...] = ("clustered",)
-    seconds: float = 60.0
-    large_seconds: float = 120.0
+    seconds: float = 30.0
+    large_seconds: float = 60.0
     largest_seconds: float = 240.0
     repeats: int = 5
     repeat_seconds: float = 4.0
