@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +24,13 @@ from fedmoe_sched.solvers._response_kernels import (
     respond_rows,
     write_rows,
 )
+from fedmoe_sched.solvers._ties import Ties
 
-__all__ = ["Level", "Prices", "Run", "Ties", "load_kernels"]
+__all__ = ["Level", "Prices", "Run", "load_kernels"]
 
 _STALLED = 4  # Newton steps without a tenth less surplus before paths take over
 _MOST_NEWTON_STEPS = 40
 _MOST_TRUST = 64.0  # in units of the reach
-_PROBED, _PROBED_RUN = 1024, 32  # clients looked at to tell whether scores are quantised; as many in a row
 _BLOCK_CLIENTS = 8192  # unit of work of a thread
 _MOST_BLOCKS = 16  # of passes that need a matrix of costs, or a list of candidates, for each block
 _CELLS_PER_MICROSECOND = 8000  # of a Newton step, which looks again at few of the clients
@@ -39,6 +38,7 @@ _CANDIDATES_PER_MICROSECOND = 50
 _MOST_MOVERS = 50_000
 _MANY = 20.0  # times the surplus that paths deal with as fast as a Newton step
 _MOST_JUMPS = 16  # of one level before they are taken for steps on a finer lattice
+_TOO_MANY_JUMPS = 500  # to go on like this: look at all exchanges at once
 _CANDIDATES = 4  # times the most experts of any client: room enough for most lists
 _FIRST_ARCS = 16  # of each pair of experts, beside those for what is out of place
 _SPARE_ARCS = 65_536  # that clients may gain by moving before the graph is made anew
@@ -49,71 +49,6 @@ _ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
 Prices: TypeAlias = npt.NDArray[np.float64]
 #: Runs a function on block numbers, in threads or not.
 Run: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Ties:
-    """Perturbation of the scores that spreads the clients of a tie.
-
-    Parameters
-    ----------
-    table : ndarray, shape (T + m,)
-        Noise in [0, 1); each client reads m numbers in a row from a place of its own.
-    size : float
-        What the noise is multiplied by; 0 where there are no ties.
-    quantum : float
-        Typical distance of scores that differ; 0 where none do.
-    finest : float
-        Differences of scores below this are not told apart.
-    largest : float
-        Size of the largest score of the clients that were looked at; 1 if all are 0.
-    """
-
-    table: Prices
-    size: float
-    quantum: float
-    finest: float
-    largest: float = 1.0
-
-    _ENTRIES: ClassVar[int] = 2**16
-    _RELATIVE_SIZE: ClassVar[float] = 2.0**-36  # of the largest score
-
-    @classmethod
-    def none(cls, m: int) -> Ties:
-        """No perturbation."""
-        return cls(np.zeros(m + 1), 0.0, 0.0, float(np.finfo(np.float64).tiny))
-
-    @classmethod
-    def of(cls, problem: AssignmentProblem, rng: np.random.Generator) -> Ties:
-        """Draw a perturbation, if a probe of the clients says that scores, or their differences, are quantised."""
-        m = problem.n_experts
-        probe = _probe(problem)
-        largest = float(abs(probe).max()) or 1.0
-        size = largest * cls._RELATIVE_SIZE
-        finest = max(size / 256, float(np.finfo(np.float64).tiny))
-        columns = np.linspace(0, m - 1, min(m, 4)).astype(np.int64)
-        differences = [probe[:, columns[0]], *(probe[:, columns[:-1]] - probe[:, columns[1:]]).T]
-        gaps = [np.diff(np.unique(values)) for values in differences]
-        if all(len(gap) > len(probe) / 2 for gap in gaps):
-            return cls(np.zeros(m + 1), 0.0, 0.0, finest, largest)
-        steps = np.concatenate(gaps)
-        steps = steps[steps > 4096 * size]  # what rounding makes of equal steps is not a step
-        quantum = float(np.median(steps)) if len(steps) else 0.0
-        return cls(rng.random(cls._ENTRIES + m), size, quantum, finest, largest)
-
-
-def _probe(problem: AssignmentProblem) -> Prices:
-    """Copy the scores of some clients: runs of neighbours, because a memory map is read by the page."""
-    n = problem.n_clients
-    if n <= _PROBED:
-        return problem.desirability.astype(np.float64)
-    runs = min(_PROBED // _PROBED_RUN, -(-n // _PROBED_RUN))
-    parts = []
-    for start in np.linspace(0, max(0, n - _PROBED_RUN), runs).astype(np.int64).tolist():
-        block = slice(start, min(n, start + _PROBED_RUN))
-        parts.append(problem.desirability[block].astype(np.float64))
-        problem.release(block)
-    return np.concatenate(parts)
 
 
 class _Clients:
@@ -207,6 +142,7 @@ class Level(_Clients):
         self.penalty = _penalty(problem)
         self.ties, self.finest = ties, ties.finest
         self.tie_window = _TIE_WINDOW * ties.size
+        self._jumps = 0
         self._release: Callable[[slice], None] = problem.release if rows is None else _keep
         self._whole = problem if rows is None else None
         self._noise = ties.size
@@ -281,7 +217,6 @@ class Level(_Clients):
                 return True
         if self._hopeless():
             return False
-        bounds, jumps = (self.load_min, self.load_max), 0
         while True:
             window = max(window, self._window())
             movers = _Movers(self, window, *self.candidates(window))
@@ -295,21 +230,37 @@ class Level(_Clients):
             if wider > 0:
                 window = wider
                 continue
-            potential = np.append(self.prices, 0.0)
-            off = jump(self.penalty, self._exchange_costs(), potential, self.loads, *bounds)
+            off = self._jump()
             if off < 0:
                 return False
-            before = self.prices
-            self._go_to(potential[:-1] - potential[-1])
-            jumped, jumps = _spread(self.prices - before), jumps + 1
-            if jumped < self.ties.quantum / 64 or not self.ties.quantum or jumps > _MOST_JUMPS:
-                # A second lattice, far finer than the first one: from rounding equal steps, or from a penalty.
-                self.tie_window = max(self.tie_window, 4 * jumped)
-            if self.ties.size:
+            if self._jumps > _TOO_MANY_JUMPS:
+                window = np.inf
+            elif self.ties.size:
                 window = 0.0  # exchanges that were far off may be ties now
             elif off > 2 * self.close_enough:
                 self.respond(self.prices)
                 self.approach()
+
+    def _jump(self) -> int:
+        """Move the prices to where the cheapest exchanges of all clients lead on.
+
+        Returns
+        -------
+        int
+            How much load is out of place; -1 if no exchanges lead to where it is missing.
+        """
+        potential = np.append(self.prices, 0.0)
+        off = jump(self.penalty, self._exchange_costs(), potential, self.loads, self.load_min, self.load_max)
+        if off < 0:
+            return -1
+        before = self.prices
+        self._go_to(potential[:-1] - potential[-1])
+        self._jumps += 1
+        jumped = _spread(self.prices - before)
+        if jumped < self.ties.quantum / 64 or not self.ties.quantum or self._jumps > _MOST_JUMPS:
+            # A second lattice, far finer than the first one: from rounding equal steps, or from a penalty.
+            self.tie_window = max(self.tie_window, 4 * jumped)
+        return int(off)
 
     def _hopeless(self) -> bool:
         """Whether the bounds exclude one another; looked into only where Newton's method leaves a lot to do."""
@@ -323,7 +274,7 @@ class Level(_Clients):
             return self.tie_window
         size, m = len(self.slack), len(self.prices)
         wanted = 8 * int(abs(self.excess).sum()) + 8 * m
-        return quantile(self.slack, min(wanted, size // 2))
+        return max(quantile(self.slack, min(wanted, size // 2)), self.finest)
 
     def _wider(self, movers: int, window: float) -> float:
         """Choose the next window: one with twice the clients; 0 if that is too many or too wide: jump."""

@@ -114,7 +114,8 @@ class SuccessiveShortestPaths(Solver[_Model]):
 
 def _solve(model: _Model, run: Run) -> tuple[Prices, Assignment] | None:
     """Solve sample after sample, each from the prices of the one before, and at last for all clients."""
-    from fedmoe_sched.solvers._price_levels import Level, Ties
+    from fedmoe_sched.solvers._price_levels import Level
+    from fedmoe_sched.solvers._ties import Ties
 
     problem, start = model.problem, model.start
     n, m = problem.shape
