@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,8 @@ def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> No
 
 def _say_missing(axes: Axes, solvers: list[str]) -> None:
     if solvers:
-        text = "no answer: " + ", ".join(solvers)
-        axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small", wrap=True)
+        text = textwrap.fill("no answer: " + ", ".join(solvers), 40)
+        axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small")
 
 
 def _strip(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:

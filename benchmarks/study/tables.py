@@ -147,7 +147,10 @@ def _optimal_seconds(row: Row | None) -> float | None:
 
 
 def _ratio(seconds: float | None, ours: float | None) -> str:
-    return "" if seconds is None or not ours else f"{seconds / ours:.2g}"
+    if seconds is None or not ours:
+        return ""
+    ratio = seconds / ours
+    return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
 def heuristics_table(rows: _Rows) -> str:
