@@ -61,7 +61,6 @@ def test_capacities_repeat_over_the_clients():
         ({"clients": {"capacity": []}}, ["clients.capacity", "empty"]),
         ({"clients": {"alpha": float("nan")}}, ["clients.alpha = nan"]),
         ({"clients": {"participation": 0.0}}, ["clients.participation = 0.0"]),
-        ({"model": {"channels": []}}, ["model.channels = []"]),
         ({"model": {"routing": "top-k", "top_k": 9}}, ["model.top_k = 9", "model.experts = 5"]),
         ({"local": {"learning_rate": -0.1}}, ["local.learning_rate = -0.1"]),
         ({"batch-size": 3, "batch_size": 4}, ["batch_size", "twice"]),

@@ -26,6 +26,33 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
+class PatchesConfig(_Section):
+    """Features that take the place of the pixels, see `fedmoe_sched.federated.patches`.
+
+    Parameters
+    ----------
+    filters : int
+        k, the filters of the dictionary.
+    size : int
+        Side of a patch in pixels.
+    grid : int
+        Responses are averaged over ``grid x grid`` cells.
+    threshold : float
+        Of the soft threshold.
+    components : int
+        Features per image: principal components of the averaged responses.
+    images : int
+        Training images that the server keeps to learn the extractor from, without labels; no client gets them.
+    """
+
+    filters: Count = 144
+    size: Annotated[int, Field(ge=2)] = 6
+    grid: Count = 3
+    threshold: AtLeastZero = 0.25
+    components: Count = 512
+    images: Annotated[int, Field(ge=2)] = 2000
+
+
 class DataConfig(_Section):
     """What is learnt.
 
@@ -39,6 +66,8 @@ class DataConfig(_Section):
         Fetch missing files from the publisher into the folder and check their checksums.
     train_samples, test_samples : int, optional
         Use a stratified, seeded part only.
+    patches : PatchesConfig, optional
+        Train on features of a frozen extractor instead of pixels.
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10"] = "digits"
@@ -46,6 +75,7 @@ class DataConfig(_Section):
     download: bool = False
     train_samples: Count | None = None
     test_samples: Count | None = None
+    patches: PatchesConfig | None = None
 
 
 class ClientsConfig(_Section):
@@ -64,7 +94,12 @@ class ClientsConfig(_Section):
     alpha : float
         Concentration for ``dirichlet``; small is uneven.
     domains : int
-        For ``domains``: number of client groups with disjoint class sets.
+        For ``domains``: number of client groups with disjoint class sets. With a shift: number of client groups
+        that see the classes differently.
+    shift : {"none", "rotate", "relabel"}
+        Difference between domains with the same classes, see `fedmoe_sched.federated.preparation`: images turned
+        by a multiple of 90 degrees (from the fifth domain on mirrored first), with ``relabel`` class numbers
+        shifted too. At most 8 domains; not with the split ``domains``.
     min_samples : int
         The fewest samples of any client.
     participation : float
@@ -79,6 +114,7 @@ class ClientsConfig(_Section):
     classes_per_client: Count = 2
     alpha: Positive = 0.3
     domains: Count = 5
+    shift: Literal["none", "rotate", "relabel"] = "none"
     min_samples: Count = 8
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     failure_rate: Rate = 0.0
@@ -87,6 +123,16 @@ class ClientsConfig(_Section):
     def _capacity_not_empty(self) -> Self:
         if self.capacity == []:
             msg = "capacity: the list must not be empty"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _shift_fits(self) -> Self:
+        if self.shift != "none" and self.split == "domains":
+            msg = f"shift = {self.shift!r}: the split 'domains' has domains of its own; use another split"
+            raise ValueError(msg)
+        if self.shift != "none" and not self.domains <= min(8, self.count):
+            msg = f"domains = {self.domains}: with a shift must be <= {min(8, self.count)}"
             raise ValueError(msg)
         return self
 
@@ -104,7 +150,8 @@ class ModelConfig(_Section):
     experts : int
         m, the number of experts.
     channels : list of int
-        Output channels of the shared convolution blocks (each halves height and width).
+        Output channels of the shared convolution blocks (each halves height and width); empty for none, where the
+        data are features already.
     expert_channels : list of int
         The same for blocks inside every expert; empty makes experts plain heads.
     expert_hidden : int
@@ -118,7 +165,7 @@ class ModelConfig(_Section):
     """
 
     experts: Count = 5
-    channels: Annotated[list[Count], Field(min_length=1)] = [16, 32]
+    channels: list[Count] = [16, 32]
     expert_channels: list[Count] = []
     expert_hidden: Annotated[int, Field(ge=0)] = 32
     pool: Count = 2

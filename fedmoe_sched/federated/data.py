@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,20 +34,20 @@ class DataFileError(InputError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, as stored by the publisher.
+    """Images with labels, as stored by the publisher, or features in their place.
 
     Parameters
     ----------
     name : str
-    train_images, test_images : ndarray, shape (samples, channels, height, width), uint8
+    train_images, test_images : ndarray, shape (samples, channels, height, width), uint8, float16 for features
     train_labels, test_labels : ndarray, shape (samples,), int64
     class_names : tuple of str
     """
 
     name: str
-    train_images: Images
+    train_images: npt.NDArray[Any]
     train_labels: IntArray
-    test_images: Images
+    test_images: npt.NDArray[Any]
     test_labels: IntArray
     class_names: tuple[str, ...]
 
@@ -59,18 +60,21 @@ class Dataset:
     def _statistics(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         return _channel_statistics(self.train_images)
 
-    def normalised(self, images: Images) -> npt.NDArray[np.float32]:
+    def normalised(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return images as float32, shifted and scaled to mean 0, deviation 1 per channel of the training set."""
         mean, deviation = self._statistics
         return ((images - mean) / deviation).astype(np.float32, copy=False)
 
 
-def _channel_statistics(images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _channel_statistics(
+    images: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     # Sums of bytes are exact in integers, and need no float copy of the whole set.
+    exact = np.int64 if images.dtype == np.uint8 else np.float64
     axes = (0, 2, 3)
     count = images.size // images.shape[1]
-    total = images.sum(axis=axes, dtype=np.int64)
-    squares = sum(np.square(part.astype(np.int64)).sum(axis=axes) for part in np.array_split(images, 50))
+    total = images.sum(axis=axes, dtype=exact)
+    squares = sum(np.square(part.astype(exact)).sum(axis=axes) for part in np.array_split(images, 50))
     mean = total / count
     deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 1e-12))
     shape = (1, -1, 1, 1)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedmoe_sched.federated.data import Dataset
+from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.federated.model import MixtureOfExperts, mix
+from fedmoe_sched.federated.preparation import Prepared
 
 __all__ = ["Evaluation", "evaluate", "worst_decile"]
 
@@ -32,7 +33,8 @@ class Evaluation:
     loss : float
         Mean cross-entropy in nats.
     client_accuracy : ndarray, shape (n,), float64
-        Of the model with only the client's experts, test samples weighted by the client's class shares.
+        Of the model with only the client's experts, test samples weighted by the shares of their kinds (classes,
+        and domains) in the client's own data.
     """
 
     accuracy: float
@@ -60,8 +62,7 @@ def worst_decile(values: npt.ArrayLike) -> float:
 def evaluate(
     model: MixtureOfExperts,
     state: Mapping[str, Tensor],
-    data: Dataset,
-    shares: Floats,
+    prepared: Prepared,
     held: Sequence[Sequence[int]],
     *,
     device: torch.device,
@@ -74,15 +75,15 @@ def evaluate(
         A workspace with all experts; overwritten by `state`.
     state : mapping of str to Tensor
         Global parameters.
-    data : Dataset
-    shares : ndarray, shape (n, classes)
-        Class shares of every client's own data: its test distribution.
+    prepared : Prepared
+        Its test set, and the shares of its kinds for every client.
     held : sequence of sequence of int
         Experts of every client; an empty one stands for the whole model.
     device : torch.device
     """
     model.load_parts(state)
     model.eval()
+    data = prepared.data
     gate_logs, log_experts = [], []
     for start in range(0, len(data.test_labels), _BATCH):
         images = torch.from_numpy(data.normalised(data.test_images[start : start + _BATCH])).to(device)
@@ -93,24 +94,23 @@ def evaluate(
     labels = torch.from_numpy(data.test_labels)
     top_k = model.config.routed
     mixture, _ = mix(gate_log, experts, top_k)
-    per_class: dict[tuple[int, ...], Floats] = {}
+    per_cell: dict[tuple[int, ...], Floats] = {}
     accuracy = np.empty(len(held))
     for i, numbers in enumerate(held):
         key = tuple(sorted(numbers)) or tuple(range(model.config.experts))
-        if key not in per_class:
+        if key not in per_cell:
             columns = list(key)
             answer, _ = mix(gate_log[:, columns], experts[:, columns], top_k)
-            per_class[key] = _class_accuracy(answer, labels, data.n_classes)
-        accuracy[i] = shares[i] @ per_class[key]
-    right = mixture.argmax(dim=1) == labels
+            right = (answer.argmax(dim=1) == labels).numpy()
+            per_cell[key] = _cell_accuracy(right, prepared.cells, prepared.shares.shape[1])
+        accuracy[i] = prepared.shares[i] @ per_cell[key]
+    hits = mixture.argmax(dim=1) == labels
     loss = -mixture[torch.arange(len(labels)), labels].double().mean()
-    return Evaluation(float(right.double().mean()), float(loss), accuracy)
+    return Evaluation(float(hits.double().mean()), float(loss), accuracy)
 
 
-def _class_accuracy(log_probabilities: Tensor, labels: Tensor, n_classes: int) -> Floats:
-    """Accuracy on the test samples of every class; 0 for a class without any."""
-    right = (log_probabilities.argmax(dim=1) == labels).numpy()
-    numbers = labels.numpy()
-    totals = np.bincount(numbers, minlength=n_classes)
-    answer: Floats = np.bincount(numbers, weights=right, minlength=n_classes) / np.maximum(totals, 1)
+def _cell_accuracy(right: npt.NDArray[np.bool_], cells: IntArray, count: int) -> Floats:
+    """Accuracy on the test samples of every kind; 0 for a kind without any."""
+    totals = np.bincount(cells, minlength=count)
+    answer: Floats = np.bincount(cells, weights=right, minlength=count) / np.maximum(totals, 1)
     return answer

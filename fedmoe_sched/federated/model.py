@@ -72,8 +72,8 @@ class _Pooled(nn.Module):
         return functional.adaptive_avg_pool2d(features, self.size).flatten(1)
 
 
-def _expert(config: ModelConfig, n_classes: int) -> nn.Sequential:
-    channels = [config.channels[-1], *config.expert_channels]
+def _expert(config: ModelConfig, in_channels: int, n_classes: int) -> nn.Sequential:
+    channels = [in_channels, *config.expert_channels]
     width = channels[-1] * config.pool**2
     head: list[nn.Module] = []
     if config.expert_hidden:
@@ -127,13 +127,14 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.config = config
         self.extractor = _blocks([in_channels, *config.channels])
-        self.gate = nn.Linear(config.channels[-1] * config.pool**2, config.experts)
+        width = [in_channels, *config.channels][-1]
+        self.gate = nn.Linear(width * config.pool**2, config.experts)
         # An even start: before it has learnt anything the gate prefers no expert.
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
         numbers = range(config.experts) if experts is None else sorted(experts)
         self.pooled = _Pooled(config.pool)
-        self.experts = nn.ModuleDict({str(j): _expert(config, n_classes) for j in numbers})
+        self.experts = nn.ModuleDict({str(j): _expert(config, width, n_classes) for j in numbers})
 
     def forward(self, images: Tensor, held: Sequence[int] | None = None) -> Prediction:
         """Predict with the held experts only.

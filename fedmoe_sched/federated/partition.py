@@ -26,7 +26,7 @@ class Partition:
     counts : ndarray, shape (n, classes), int64
         Samples of every client by class.
     groups : ndarray, shape (n,), int64
-        Clients with alike data: the domain, or else the client's most frequent class.
+        Clients with alike data: the domain where there are domains, or else the client's most frequent class.
     """
 
     samples: tuple[IntArray, ...]
@@ -75,6 +75,8 @@ def partition(labels: IntArray, config: ClientsConfig, *, n_classes: int, seed: 
         )
         raise InputError(msg)
     counts = np.stack([np.bincount(labels[part], minlength=n_classes) for part in parts]).astype(np.int64)
+    if config.shift != "none":
+        groups = _spread_groups(n, config.domains, rng)
     if groups is None:
         groups = counts.argmax(axis=1).astype(np.int64)
     return Partition(tuple(np.sort(part) for part in parts), counts, groups)
@@ -136,11 +138,16 @@ def split_by_domain(
     if not 1 <= domains <= min(n_classes, n_clients):
         msg = f"clients.domains = {domains}: must be from 1 to {min(n_classes, n_clients)} (classes, clients)"
         raise InputError(msg)
-    groups = rng.permutation(np.arange(n_clients, dtype=np.int64) % domains)
+    groups = _spread_groups(n_clients, domains, rng)
     domain_of_class = np.empty(n_classes, dtype=np.int64)
     domain_of_class[rng.permutation(n_classes)] = np.arange(n_classes) % domains
     holders = [np.flatnonzero(groups == domain_of_class[label]).tolist() for label in range(n_classes)]
     return _deal_by_class(labels, holders, n_clients, rng), groups
+
+
+def _spread_groups(n_clients: int, groups: int, rng: np.random.Generator) -> IntArray:
+    numbers: IntArray = rng.permutation(np.arange(n_clients, dtype=np.int64) % groups)
+    return numbers
 
 
 def split_dirichlet(

@@ -25,10 +25,9 @@ from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.federated.aggregate import Aggregation, aggregate
 from fedmoe_sched.federated.client import LocalResult, train_client
 from fedmoe_sched.federated.config import TrainConfig
-from fedmoe_sched.federated.data import load_dataset
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
 from fedmoe_sched.federated.model import MixtureOfExperts, build_model
-from fedmoe_sched.federated.partition import partition
+from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
 from fedmoe_sched.policies import Policy, load_policy, make_policy
 
@@ -163,18 +162,8 @@ class _Loop:
     def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self.device = _device(config.device)
-        settings = config.data
-        self.data = load_dataset(
-            settings.name,
-            settings.dir,
-            download=settings.download,
-            seed=config.seed,
-            train_samples=settings.train_samples,
-            test_samples=settings.test_samples,
-        )
-        self.partition = partition(
-            self.data.train_labels, config.clients, n_classes=self.data.n_classes, seed=config.seed
-        )
+        self.prepared = prepare(config)
+        self.data, self.partition = self.prepared.data, self.prepared.partition
         self.capacity = config.clients.capacities()
         width = len(str(config.clients.count - 1))
         self.names = [f"client-{i:0{width}d}" for i in range(config.clients.count)]
@@ -230,9 +219,7 @@ class _Loop:
         closed = self._report(assigned, results, combined)
         for name, experts in assigned.items():
             self.held[self.numbers[name]] = experts
-        evaluation = evaluate(
-            self.model, self.state, self.data, self.partition.shares(), self.held, device=self.device
-        )
+        evaluation = evaluate(self.model, self.state, self.prepared, self.held, device=self.device)
         clock.lap("evaluate_seconds")
         record = _record(closed, results, combined, evaluation) | clock.laps
         self.folder.write_schedule(number, self._arrays(assigned, results, evaluation))
