@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
 import math
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedmoe_sched._compare_worker import Request
+from fedmoe_sched._processes import child_environment, kill_session
 from fedmoe_sched.certify import relative_gap
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.instances import save_problem
@@ -360,28 +359,18 @@ def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
 
 def _run_worker(request: bytes, kill_after: float | None) -> tuple[int, str]:
     """Start the worker in a session of its own, so that engines it starts as programs can be ended with it."""
-    # The worker must find the same modules as this process, installed or not.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     process = subprocess.Popen(
         [sys.executable, "-m", "fedmoe_sched._compare_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=child_environment(),
         start_new_session=True,
     )
     try:
         _, errors = process.communicate(request, timeout=kill_after)
     except BaseException:
-        _end_session(process)
+        kill_session(process)
+        process.communicate()
         raise
     return process.returncode, errors.decode(errors="replace")
-
-
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself in the meantime
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.communicate()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,15 +19,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "heat_map_figure", "load_figure", "run_labels", "save_figures"]
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "accuracy_figure",
+    "heat_map_figure",
+    "load_figure",
+    "new_figure",
+    "run_labels",
+    "save_figures",
+    "whole_numbers",
+]
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Values: TypeAlias = Literal["fitness", "training"]
 
 _PANEL = 4.2  # inches
-# Distinguishable by readers with any colour vision (Okabe and Ito).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":")
+_PER_ROW = 4  # panels
+_TITLE = 40  # letters per line
+#: Distinguishable by readers with any colour vision (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
 
 
 def save_figures(
@@ -86,7 +100,14 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; width and height in inches.
+
+    Raises
+    ------
+    MissingDependencyError
+        matplotlib is not installed.
+    """
     # Not pyplot: no window system is asked for, and no figure is kept alive behind the caller's back.
     try:
         from matplotlib.figure import Figure
@@ -94,6 +115,34 @@ def _new_figure(width: float, height: float) -> Figure:
         msg = "figures need the package 'matplotlib': pip install 'fedmoe-sched[plot]'"
         raise MissingDependencyError(msg) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, in rows of the same length as far as they go."""
+    rows = math.ceil(count / _PER_ROW)
+    columns = math.ceil(count / rows)
+    figure = new_figure(_PANEL * columns + 1.2, height * rows + 0.4)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in panels[count:]:
+        spare.remove()
+    return figure, panels[:count]
+
+
+def _label_rows(panels: Sequence[Axes], text: str) -> None:
+    """Label the y axis of the first panel of every row."""
+    for axes in panels:
+        spec = axes.get_subplotspec()
+        if spec is not None and spec.is_first_col():
+            axes.set_ylabel(text)
+
+
+def _colour_bar(figure: Figure, panels: Sequence[Axes], image: Any, words: str) -> None:
+    """Put a colour bar of the same width beside any number of panels."""
+    figure.colorbar(image, ax=panels, label=words, fraction=0.15 / min(len(panels), _PER_ROW))
+
+
+def _titles(runs: Sequence[Run], labels: Sequence[str] | None) -> list[str]:
+    return [textwrap.fill(label, _TITLE) for label in (run_labels(runs) if labels is None else labels)]
 
 
 def _refuse_no_runs(runs: Sequence[Run]) -> None:
@@ -116,10 +165,10 @@ def accuracy_figure(runs: Sequence[Run], *, target: float | None = None) -> Figu
     matplotlib.figure.Figure
     """
     _refuse_no_runs(runs)
-    figure = _new_figure(2 * _PANEL + 3.0, _PANEL)
+    figure = new_figure(2 * _PANEL + 3.0, _PANEL)
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]}
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
         rounds = run.series("round")
         left.plot(rounds, run.series("accuracy"), label=f"{label}: {run.records[-1]['accuracy']:.1%}", **style)
         right.plot(rounds, run.series("client_accuracy_mean"), label=f"{label}: mean", **style)
@@ -132,7 +181,7 @@ def accuracy_figure(runs: Sequence[Run], *, target: float | None = None) -> Figu
     for axes in (left, right):
         axes.set_xlabel("round")
         axes.grid(alpha=0.3)
-        _whole_numbers(axes)
+        whole_numbers(axes)
     left.legend(loc="lower right", fontsize="small")
     # The worst clients' lines fill the whole panel: no legend on top of them.
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
@@ -140,12 +189,14 @@ def accuracy_figure(runs: Sequence[Run], *, target: float | None = None) -> Figu
     return figure
 
 
-def load_figure(runs: Sequence[Run]) -> Figure:
+def load_figure(runs: Sequence[Run], *, labels: Sequence[str] | None = None) -> Figure:
     """Draw the load of every expert over the rounds, one panel per run.
 
     Parameters
     ----------
     runs : sequence of Run
+    labels : sequence of str, optional
+        Titles of the panels, instead of `run_labels`.
 
     Returns
     -------
@@ -154,11 +205,10 @@ def load_figure(runs: Sequence[Run]) -> Figure:
     """
     _refuse_no_runs(runs)
     loads = [run.series("loads").T for run in runs]
-    figure = _new_figure(_PANEL * len(runs) + 1.0, 3.4)
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    figure, panels = _panels(len(runs), 3.0)
     most = max(float(np.nanmax(load)) for load in loads)
     image: Any = None
-    for axes, run, load, label in zip(panels, runs, loads, run_labels(runs), strict=True):
+    for axes, run, load, label in zip(panels, runs, loads, _titles(runs, labels), strict=True):
         rounds = load.shape[1]
         image = axes.imshow(
             load,
@@ -172,14 +222,16 @@ def load_figure(runs: Sequence[Run]) -> Figure:
         )
         spread = float(np.nanmean(run.series("load_cv")))
         axes.set(title=f"{label}\nmean load CV {spread:.2f}", xlabel="round")
-        _whole_numbers(axes)
-    panels[0].set_ylabel("expert")
-    figure.colorbar(image, ax=list(panels), label="load (clients)")
+        whole_numbers(axes)
+    _label_rows(panels, "expert")
+    _colour_bar(figure, panels, image, "load (clients)")
     figure.suptitle("Load per expert over rounds")
     return figure
 
 
-def heat_map_figure(runs: Sequence[Run], values: Values = "fitness") -> Figure:
+def heat_map_figure(
+    runs: Sequence[Run], values: Values = "fitness", *, labels: Sequence[str] | None = None
+) -> Figure:
     """Draw the client x expert heat map, as in figure 3 of Chen et al. 2025 (arXiv 2507.05685).
 
     Parameters
@@ -188,6 +240,8 @@ def heat_map_figure(runs: Sequence[Run], values: Values = "fitness") -> Figure:
         One panel each.
     values : {"fitness", "training"}
         Fitness after the last round, or the share of the rounds in which the client trained the expert.
+    labels : sequence of str, optional
+        Titles of the panels, instead of `run_labels`.
 
     Returns
     -------
@@ -208,10 +262,9 @@ def heat_map_figure(runs: Sequence[Run], values: Values = "fitness") -> Figure:
     known = [table[np.isfinite(table)] for table in tables]
     top = max((float(k.max()) for k in known if len(k)), default=1.0)
     bottom = min(0.0, *(float(k.min()) for k in known if len(k))) if any(len(k) for k in known) else 0.0
-    figure = _new_figure(_PANEL * len(runs) + 1.2, 5.2)
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    figure, panels = _panels(len(runs), 4.8)
     image: Any = None
-    for axes, run, table, label in zip(panels, runs, tables, run_labels(runs), strict=True):
+    for axes, run, table, label in zip(panels, runs, tables, _titles(runs, labels), strict=True):
         clients = np.argsort(run.groups, kind="stable")
         experts = _expert_order(table[clients])
         image = axes.imshow(
@@ -227,9 +280,9 @@ def heat_map_figure(runs: Sequence[Run], values: Values = "fitness") -> Figure:
         axes.set_xticks(range(len(experts)) if len(experts) <= 20 else [])
         if len(experts) <= 20:
             axes.set_xticklabels([str(j) for j in experts])
-    panels[0].set_ylabel(f"client group ({_group_name(runs[0])})")
+    _label_rows(panels, f"client group ({_group_name(runs[0])})")
     words = "fitness after the last round" if values == "fitness" else "share of rounds trained"
-    figure.colorbar(image, ax=list(panels), label=words)
+    _colour_bar(figure, panels, image, words)
     figure.suptitle(f"Client x expert: {words}")
     return figure
 
@@ -269,7 +322,8 @@ def _data_name(run: Run) -> str:
     return f"{run.config['data']['name']}, {clients['count']} clients, split: {clients['split']}"
 
 
-def _whole_numbers(axes: Axes) -> None:
+def whole_numbers(axes: Axes) -> None:
+    """Let the ticks of rounds and experts be whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -94,6 +94,17 @@ def test_updated_replaces_single_settings():
     assert config.clients.split == TrainConfig().clients.split
     with pytest.raises(InputError, match=r"clients\.number: unknown setting"):
         config.updated({"clients.number": 3})
+    with pytest.raises(InputError, match=r"^here: rounds\.last = 3: rounds holds no settings"):
+        config.updated({"rounds.last": 3}, source="here")
+
+
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+    file = tmp_path / "config.toml"
+    config = TrainConfig().updated({"clients.alpha": 0.5})
+    file.write_text(config.to_toml())
+    config.updated({"rounds": 99, "workers": 3, "data.dir": "elsewhere"}).refuse_to_continue(file)
+    with pytest.raises(InputError, match=r"clients\.alpha = 0\.2, but the run was started with 0\.5"):
+        config.updated({"clients.alpha": 0.2}).refuse_to_continue(file)
 
 
 def test_reading_a_config_needs_no_torch():

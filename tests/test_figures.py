@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from fedmoe_sched._files import write_archive
 from fedmoe_sched.errors import InputError, StateFileError
-from fedmoe_sched.federated.runs import RunFolder, read_run
+from fedmoe_sched.federated.runs import Run, RunFolder, read_run
 from fedmoe_sched.figures import accuracy_figure, heat_map_figure, load_figure, run_labels, save_figures
 
 CONFIG = """
@@ -132,6 +133,34 @@ def test_summary_and_rounds_to_target(tmp_path):
     assert summary["gap"] is None  # never known: no number is made up
     assert summary["load_cv"] == pytest.approx(np.mean([np.sqrt(2) / 4, np.sqrt(2) / 2, np.sqrt(2) / 2]))
     assert summary["seconds"] == pytest.approx(6.0)
+
+
+def test_rounds_to_converge_by_hand():
+    def converged(*values):
+        records = tuple({"round": number, "accuracy": value} for number, value in enumerate(values, 1))
+        none = np.zeros(0, dtype=np.int64)
+        return Run(Path(), {}, records, none, none, none).rounds_to_converge()
+
+    # Smoothed: (0+0+6)/3 = 2, (0+0+6+6)/4 = 3, (0+0+6+6+6)/5 = 3.6, (0+6+6+6+6)/5 = 4.8, then 6; in tenths.
+    assert converged(0.0, 0.0, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6) == 5
+    # Smoothed 0.5 everywhere but round 1, with (0.47 + 0.5 + 0.5) / 3 = 0.49: just within 0.01 of the best.
+    assert converged(0.47, 0.5, 0.5, 0.5, 0.5) == 1
+    assert converged(0.46, 0.5, 0.5, 0.5, 0.5) == 2  # 0.4867, then (0.46 + 3 x 0.5) / 4 = 0.49
+    # One lucky round is no convergence. Smoothed around it (0.2 + 0.9 + 0.2) / 3 = 0.433; later 0.44, then 0.5.
+    assert converged(0.2, 0.9, 0.2, 0.2, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5) == 8
+    assert converged(0.3) == 1
+
+
+def test_many_runs_are_drawn_in_rows_with_their_labels(tmp_path):
+    runs = [read_run(make_run(tmp_path / str(number))) for number in range(6)]
+    labels = [*"abcde", "a label that goes on and on until it is broken"]
+    for figure in (heat_map_figure(runs, labels=labels), load_figure(runs, labels=labels)):
+        *panels, bar = figure.axes
+        titles = [panel.get_title().splitlines() for panel in panels]
+        assert [title[0] for title in titles] == [*"abcde", "a label that goes on and on until it is"]
+        assert titles[5][1] == "broken"
+        assert [bool(panel.get_ylabel()) for panel in panels] == [True, False, False] * 2
+        assert bar.get_ylabel()
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):

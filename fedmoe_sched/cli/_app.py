@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedmoe_sched._version import __version__
-from fedmoe_sched.cli import _compare, _solve, _train
+from fedmoe_sched.cli import _compare, _experiment, _solve, _train
 from fedmoe_sched.cli._output import complain
 from fedmoe_sched.errors import (
     InputError,
@@ -90,6 +90,7 @@ app.command("solvers")(_solve.list_solvers)
 app.command("solve")(_solve.solve_file)
 app.command("compare")(_compare.compare_backends)
 app.command("train")(_train.train_policy)
+app.command("experiment")(_experiment.run_experiment)
 app.command("figures")(_train.draw_figures)
 app.command("demo")(_train.demonstrate)
 

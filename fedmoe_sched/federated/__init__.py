@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedmoe_sched.federated.config import TrainConfig
+    from fedmoe_sched.federated.experiment import Experiment
     from fedmoe_sched.federated.simulation import RunResult, run_training
 
-__all__ = ["RunResult", "TrainConfig", "run_training"]
+__all__ = ["Experiment", "RunResult", "TrainConfig", "run_training"]
 
-_HOME = {"TrainConfig": "config", "RunResult": "simulation", "run_training": "simulation"}
+_HOME = {
+    "Experiment": "experiment",
+    "RunResult": "simulation",
+    "TrainConfig": "config",
+    "run_training": "simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

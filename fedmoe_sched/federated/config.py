@@ -6,18 +6,23 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedmoe_sched.errors import InputError
 
-__all__ = ["ClientsConfig", "DataConfig", "LocalConfig", "ModelConfig", "TrainConfig"]
+__all__ = ["ClientsConfig", "DataConfig", "LocalConfig", "ModelConfig", "TrainConfig", "checked", "read_toml"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+# What may differ between a run and its continuation.
+_FREE_SETTINGS = (("rounds",), ("workers",), ("data", "dir"), ("data", "download"))
 
 
 class _Section(BaseModel):
@@ -289,10 +294,7 @@ class TrainConfig(_Section):
         InputError
             Names every key and value at fault: ``run.toml: clients.count = -1: ...``.
         """
-        try:
-            return cls.model_validate(_snake_keys(values, source))
-        except ValidationError as error:
-            raise InputError(_message(source, error, cls)) from None
+        return checked(cls, values, source)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> TrainConfig:
@@ -303,16 +305,7 @@ class TrainConfig(_Section):
         InputError
             No such file, not TOML, or a wrong setting.
         """
-        path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            msg = f"config file {path}: cannot be read ({error.strerror})"
-            raise InputError(msg) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            msg = f"config file {path}: is not TOML ({error})"
-            raise InputError(msg) from error
-        return cls.from_dict(values, source=str(path))
+        return cls.from_dict(read_toml(path, "config file"), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values with kebab-case keys, without settings that are None."""
@@ -327,13 +320,15 @@ class TrainConfig(_Section):
 
         return tomli_w.dumps(self.to_dict())
 
-    def updated(self, changes: Mapping[str, Any]) -> TrainConfig:
+    def updated(self, changes: Mapping[str, Any], *, source: str = "settings") -> TrainConfig:
         """Return a copy with some settings replaced.
 
         Parameters
         ----------
         changes : mapping
             Dotted key to value, e.g. ``{"clients.count": 50, "policy": "greedy"}``; None resets an optional one.
+        source : str
+            Where the changes come from, for messages.
 
         Raises
         ------
@@ -346,8 +341,91 @@ class TrainConfig(_Section):
             table = values
             for section in sections:
                 table = table.setdefault(section, {})
+                if not isinstance(table, dict):
+                    msg = f"{source}: {key} = {value!r}: {section} holds no settings of its own"
+                    raise InputError(msg)
             table[last] = value
-        return type(self).from_dict(values, source="settings")
+        return type(self).from_dict(values, source=source)
+
+    def refuse_to_continue(self, config_file: Path) -> None:
+        """Refuse these settings for going on with a run that was started with others.
+
+        ``rounds``, ``workers`` and where the data lie may differ.
+
+        Parameters
+        ----------
+        config_file : Path
+            ``config.toml`` of the run folder.
+
+        Raises
+        ------
+        InputError
+            Names the run folder and the first setting that differs.
+        """
+        old, new = TrainConfig.from_toml(config_file).model_dump(), self.model_dump()
+        for settings in (old, new):
+            for *sections, last in _FREE_SETTINGS:
+                table = settings
+                for section in sections:
+                    table = table[section]
+                del table[last]
+        different = _first_difference(old, new)
+        if different is not None:
+            key, was, now = different
+            msg = f"run folder {config_file.parent}: {key} = {now!r}, but the run was started with {was!r}"
+            raise InputError(msg)
+
+
+def _first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found = _first_difference(was, now, f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif was != now:
+            return f"{prefix}{key}", was, now
+    return None
+
+
+def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Parameters
+    ----------
+    path : path
+    kind : str
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        No such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{kind} {path}: cannot be read ({error.strerror})"
+        raise InputError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{kind} {path}: is not TOML ({error})"
+        raise InputError(msg) from error
+
+
+def checked(model: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
+    """Make a pydantic model of nested plain values, keys with ``-`` or ``_``.
+
+    Raises
+    ------
+    InputError
+        Names source, every key and every value at fault in one line.
+    """
+    try:
+        return model.model_validate(_snake_keys(values, source))
+    except ValidationError as error:
+        raise InputError(_message(source, error, model)) from None
 
 
 def _snake_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:

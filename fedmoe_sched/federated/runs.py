@@ -27,7 +27,10 @@ import numpy.typing as npt
 from fedmoe_sched._files import read_archive, write_archive, write_text
 from fedmoe_sched.errors import InputError, StateFileError
 
-__all__ = ["Run", "RunFolder", "is_timing", "read_run"]
+__all__ = ["PHASES", "Run", "RunFolder", "is_timing", "read_run"]
+
+#: Records' wall times of the phases of a round, in their order.
+PHASES = ("schedule_seconds", "train_seconds", "aggregate_seconds", "evaluate_seconds")
 
 _VERSION = 1
 _MODEL, _POLICY = "model.npz", "policy.npz"
@@ -233,6 +236,32 @@ class Run:
         """Return the first round in which a metric reaches `target`; None if none does."""
         return next((int(r["round"]) for r in self.records if (r.get(key) or 0) >= target), None)
 
+    def total(self, *keys: str) -> float:
+        """Return the sum of metrics over all rounds; what is missing counts as 0."""
+        return float(sum(np.nansum(self.series(key)) for key in keys))
+
+    def rounds_to_converge(self, key: str = "accuracy", *, window: int = 5, tolerance: float = 0.01) -> int:
+        """Return the first round from which on average there was nothing left to gain.
+
+        That is the first whose smoothed metric is within `tolerance` of the best smoothed metric. Smoothed is the
+        mean of the `window` rounds around a round, of fewer at both ends. A run that still improves when it ends
+        converges, by this definition, in one of its last rounds.
+
+        Parameters
+        ----------
+        key : str
+            A metric that every round has.
+        window : int
+            An odd number of rounds.
+        tolerance : float
+            In the unit of the metric.
+        """
+        values = self.series(key)
+        half = window // 2
+        smooth = np.array([values[max(0, r - half) : r + half + 1].mean() for r in range(len(values))])
+        # The difference of equal decimal fractions is not always their decimal difference.
+        return int(np.argmax(smooth >= smooth.max() - tolerance - 1e-12)) + 1
+
     def schedule_arrays(self, key: str) -> npt.NDArray[Any]:
         """Stack one array of all rounds' schedules.
 
@@ -266,7 +295,6 @@ class Run:
         """
         last = self.records[-1]
         accuracy = self.series("accuracy")
-        phases = ("schedule_seconds", "train_seconds", "aggregate_seconds", "evaluate_seconds")
         return {
             "policy": self.policy,
             "rounds": len(self.records),
@@ -280,7 +308,7 @@ class Run:
             "fitness_given_up": _mean(self.series("fitness_given_up")),
             "gap": _mean(self.series("gap")),
             "solve_seconds": _mean(self.series("solve_seconds")),
-            "seconds": float(sum(np.nansum(self.series(phase)) for phase in phases)),
+            "seconds": self.total(*PHASES),
         }
 
 

@@ -36,9 +36,6 @@ __all__ = ["Callback", "RunResult", "run_training"]
 Record = dict[str, Any]
 Callback = Callable[[Record], None]
 
-# What may differ between a run and its continuation.
-_FREE_SETTINGS = (("rounds",), ("workers",), ("data", "dir"), ("data", "download"))
-
 # Streams of random numbers, by purpose.
 _AVAILABLE, _FAILED, _LOCAL = 1, 2, 3
 
@@ -101,7 +98,7 @@ def run_training(
     with _torch_threads(config.threads):
         loop = _Loop(config, folder)
         if resume and folder.config_file.exists():
-            _refuse_other_settings(config, folder)
+            config.refuse_to_continue(folder.config_file)
             loop.restore()
             folder.write_config(config.to_toml())
         else:
@@ -125,35 +122,6 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _refuse_other_settings(config: TrainConfig, folder: RunFolder) -> None:
-    old, new = TrainConfig.from_toml(folder.config_file).model_dump(), config.model_dump()
-    for settings in (old, new):
-        for *sections, last in _FREE_SETTINGS:
-            table = settings
-            for section in sections:
-                table = table[section]
-            del table[last]
-    different = _first_difference(old, new)
-    if different is not None:
-        key, was, now = different
-        msg = f"run folder {folder.path}: {key} = {now!r}, but the run was started with {was!r}"
-        raise InputError(msg)
-
-
-def _first_difference(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
-    for key in sorted({*old, *new}):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            found = _first_difference(was, now, f"{prefix}{key}.")
-            if found is not None:
-                return found
-        elif was != now:
-            return f"{prefix}{key}", was, now
-    return None
 
 
 class _Loop:
