@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from fedmoe_sched._files import PathLike, read_archive
+from fedmoe_sched._variables import StateVariable
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.policies.base import Policy, RulePolicy
 from fedmoe_sched.scheduler import Scheduler
@@ -18,6 +19,7 @@ __all__ = [
     "POLICIES",
     "Policy",
     "RulePolicy",
+    "StateVariable",
     "load_policy",
     "make_policy",
     "policy_class",
