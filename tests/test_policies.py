@@ -21,6 +21,7 @@ from fedmoe_sched.policies import (
     policy_class,
     register_policy,
 )
+from fedmoe_sched.solvers.lp_scipy import SciPyLP
 
 ROOT = Path(__file__).resolve().parent.parent
 FITNESS = {"a": [0.9, 0.1, 0.2], "b": [0.8, 0.3, 0.1], "c": [0.7, 0.6, 0.5]}
@@ -33,7 +34,7 @@ def ready(name: str, **options) -> Scheduler:
     return policy
 
 
-@pytest.fixture(params=["random", "greedy", "desirability", "balanced"])
+@pytest.fixture(params=["random", "greedy", "desirability", "balanced", "flex-moe", "fedamole"])
 def name(request):
     return request.param
 
@@ -70,7 +71,8 @@ def test_each_resumes_exactly(name, tmp_path):
     assert run(stop=True) == run(stop=False)
 
 
-def test_each_fills_capacities(name):
+@pytest.mark.parametrize("name", ["random", "greedy", "desirability", "balanced", "flex-moe"], indirect=True)
+def test_all_but_fedamole_fill_capacities(name):
     policy = make_policy(name, 4, default_capacity=3)
     assert policy.plan(range(10)).pairs.counts.tolist() == [3] * 10
 
@@ -133,10 +135,32 @@ def test_random_depends_on_the_seed_alone():
         ("desirability", {"balance": 0.25}, "balance = 0.25: policy 'desirability' has balance = None"),
         ("random", {"solver": "greedy"}, "solver = 'greedy': policy 'random'"),
         ("balanced", {"solver": "greedy"}, "policy 'balanced' needs an exact backend"),
+        ("balanced", {"solver": {"name": "greedy", "options": {}}}, "policy 'balanced' needs an exact backend"),
         ("balanced", {"balance": None}, "balance = None: policy 'balanced' needs"),
+        ("flex-moe", {"solver": "random"}, "solver = 'random': policy 'flex-moe' needs an exact backend"),
+        ("flex-moe", {"usage_weight": 0.1}, "usage_weight = 0.1: policy 'flex-moe' has usage_weight = 0.0"),
+        ("flex-moe", {"fill": False}, "fill = False: policy 'flex-moe' has fill = True"),
+        (
+            "flex-moe",
+            {"fitness": {"on_idle": "decay"}},
+            "on_idle = 'decay': policy 'flex-moe' has on_idle = 'keep'",
+        ),
+        ("flex-moe", {"deficit_weight": -1}, "deficit_weight = -1: must be >= 0"),
+        ("flex-moe", {"deficit_weight": "x"}, "deficit_weight = 'x': must be a finite number"),
+        ("flex-moe", {"target": [1, -1, 0]}, r"target\[1\] = -1.0: must be >= 0"),
+        ("flex-moe", {"target": [1, 1]}, r"target: has shape \(2,\), must be \(3,\)"),
+        ("flex-moe", {"target": 0}, "target = 0: must be > 0 for some expert"),
+        ("fedamole", {"solver": "greedy-global"}, "policy 'fedamole' needs an exact backend"),
+        ("fedamole", {"balance": 0.25}, "balance = 0.25: policy 'fedamole' has balance = None"),
+        ("fedamole", {"load_min": np.ones(3)}, "load_min = .*: policy 'fedamole' has load_min = None"),
+        ("fedamole", {"fill": True}, "fill = True: policy 'fedamole' has fill = False"),
+        ("fedamole", {"clients_per_expert": 0}, "clients_per_expert = 0: must be >= 1"),
+        ("fedamole", {"clients_per_expert": 1.5}, "clients_per_expert = 1.5: must be a whole number"),
+        ("fedamole", {"min_experts": -1}, "min_experts = -1: must be >= 0"),
+        ("fedamole", {"min_experts": 3, "max_experts": 2}, "min_experts = 3: must be <= max_experts = 2"),
         ("balanced", {"solver": "oracle"}, "solver = 'oracle'"),
         ("greedy", {"colour": 1}, "policy 'greedy': .*colour"),
-        ("optimal", {}, "policy = 'optimal': must be one of random, greedy, desirability, balanced"),
+        ("optimal", {}, "policy = 'optimal': must be one of random, greedy, desirability, balanced, flex-moe"),
         (["greedy"], {}, "policy = "),
     ],
 )
@@ -148,6 +172,8 @@ def test_bad_policies(policy, options, message):
 def test_options_that_say_what_is_so_anyway():
     make_policy("greedy", 3, usage_weight=0, balance=None, solver="greedy")
     make_policy("balanced", 3, balance=None, load_max=4)
+    make_policy("flex-moe", 3, usage_weight=0, fill=True, solver=SciPyLP(), fitness={"on_idle": "keep"})
+    make_policy("fedamole", 3, balance=None, load_min=None, fill=False, solver="lp-scipy")
 
 
 class Mine(Scheduler):

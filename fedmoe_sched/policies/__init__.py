@@ -32,6 +32,8 @@ POLICIES: dict[str, str] = {
     "greedy": "fedmoe_sched.policies.greedy:GreedyPolicy",
     "desirability": "fedmoe_sched.policies.desirability:DesirabilityPolicy",
     "balanced": "fedmoe_sched.policies.balanced:BalancedPolicy",
+    "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
+    "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
 }
 
 
