@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fedmoe_sched.scores.fitness import FitnessOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["SchedulerOptions"]
+__all__ = ["SchedulerOptions", "real_option"]
 
 OptionsT = TypeVar("OptionsT")
 
@@ -82,7 +82,8 @@ class SchedulerOptions:
             if bound is not None:
                 plain[name] = as_counts(name, bound, m, "one per expert")
         for name in ("fitness_weight", "usage_weight", "balance", "deadline", "correction_rate", "time_limit"):
-            plain[name] = _real(name, getattr(self, name), optional=name in ("balance", "deadline", "time_limit"))
+            optional = name in ("balance", "deadline", "time_limit")
+            plain[name] = real_option(name, getattr(self, name), optional=optional)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._refuse_bad_values()
@@ -140,7 +141,18 @@ class SchedulerOptions:
         return plain
 
 
-def _real(name: str, value: Any, *, optional: bool) -> float | None:
+@overload
+def real_option(name: str, value: Any, *, optional: Literal[False] = False) -> float: ...
+@overload
+def real_option(name: str, value: Any, *, optional: bool) -> float | None: ...
+def real_option(name: str, value: Any, *, optional: bool = False) -> float | None:
+    """Read an option that is a finite number, or None where it is `optional`.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
     if optional and value is None:
         return None
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import FloatArray, as_vector
 from fedmoe_sched._clients import ClientTable
 from fedmoe_sched._names import decode_name, encode_name
+from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched._version import __version__
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.rounds import OpenRound
@@ -42,6 +43,7 @@ class StateParts:
     round: int
     prices: FloatArray | None
     open: OpenRound | None
+    variables: Variables
 
 
 def state_header(
@@ -80,6 +82,7 @@ def pack_state(
     usage: UsageScores,
     prices: FloatArray | None,
     opened: OpenRound | None,
+    variables: Variables,
 ) -> dict[str, Any]:
     """Put all parts together as ``{"arrays": ..., "metadata": ...}``."""
     arrays = {f"clients.{name}": array for name, array in clients.arrays().items()}
@@ -88,6 +91,7 @@ def pack_state(
     arrays["prices"] = np.zeros(0) if prices is None else prices.copy()
     if opened is not None:
         arrays |= {f"open.{name}": array for name, array in opened.arrays().items()}
+    arrays |= {f"own.{name}": array for name, array in variables.arrays().items()}
     metadata = {
         **header,
         "clients": clients.encoded_names(),
@@ -117,7 +121,11 @@ def stored_experts(metadata: Mapping[str, Any], policy: str) -> tuple[Hashable, 
 
 
 def unpack_state(
-    state: Mapping[str, Any], policy: str, experts: Sequence[Hashable], options: FitnessOptions
+    state: Mapping[str, Any],
+    policy: str,
+    experts: Sequence[Hashable],
+    options: FitnessOptions,
+    variables: Mapping[str, StateVariable],
 ) -> StateParts:
     """Take a state apart; nothing is shared with it.
 
@@ -148,7 +156,8 @@ def unpack_state(
     if type(round_) is not int or round_ < 0:
         msg = f"round = {round_!r}: must be a whole number >= 0"
         raise InputError(msg)
-    return StateParts(clients, fitness, usage, round_, prices, opened)
+    own = Variables.restored(m, len(clients), variables, _part("own", arrays))
+    return StateParts(clients, fitness, usage, round_, prices, opened, own)
 
 
 def _part(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -97,25 +97,29 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Relaxation:
-    """One load bound that was widened so that the round can be scheduled.
+    """One bound that was widened so that the round can be scheduled.
 
     Parameters
     ----------
-    expert : int
-        Expert number.
+    expert : int or None
+        Expert number; None for a bound of a client.
     bound : str
-        ``"load_min"`` or ``"load_max"``.
+        ``"load_min"`` or ``"load_max"``; ``"min_experts"`` of a client.
     asked, used : int
-        The bound as derived from `balance`, and as used.
+        The bound as derived from `balance`, or as the policy has it, and as used.
+    client : int or None, default None
+        Client number, for a bound of a client.
     """
 
-    expert: int
+    expert: int | None
     bound: str
     asked: int
     used: int
+    client: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.bound}[{self.expert}]: {self.asked} -> {self.used}"
+        number = self.expert if self.client is None else self.client
+        return f"{self.bound}[{number}]: {self.asked} -> {self.used}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -314,7 +318,7 @@ class Schedule:
             low, high = int(self.loads.min()), int(self.loads.max())
             lines.append(f"  {len(self.pairs.indices)} pairs, loads {low} to {high}")
         if self.relaxed:
-            lines.append(f"  {len(self.relaxed)} balance bounds widened: {_some(self.relaxed)}")
+            lines.append(f"  {len(self.relaxed)} bounds widened: {_some(self.relaxed)}")
         if self.violations:
             lines.append(f"  {len(self.violations)} violations: {_some(self.violations)}")
         if self.conflict is not None:

@@ -64,7 +64,7 @@ class RoundRecord:
     solver, status, stop_reason : str
         Of the schedule.
     relaxed, violations : int
-        Balance bounds that were widened, and constraints that a heuristic broke.
+        Bounds that were widened, and constraints that a heuristic broke.
     fitness_given_up : float
         See `fedmoe_sched.metrics.fitness_given_up`.
     client_jain : float

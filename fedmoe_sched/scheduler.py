@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
-from fedmoe_sched._clients import ClientTable, ClientUpdate, as_client_update, as_client_updates
-from fedmoe_sched._files import PathLike, read_archive, write_archive
-from fedmoe_sched._names import ExpertNames, check_names
-from fedmoe_sched._scheduler_options import SchedulerOptions
-from fedmoe_sched._scheduler_state import (
-    pack_state,
-    state_header,
-    stored_experts,
-    unpack_state,
-)
-from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched._clients import ClientUpdate, as_client_update, as_client_updates
+from fedmoe_sched._names import check_names
+from fedmoe_sched._scheduler_core import SchedulerCore
+from fedmoe_sched.errors import InputError
 from fedmoe_sched.metrics import jain_index
 from fedmoe_sched.result import Schedule
-from fedmoe_sched.rounds import ClientReport, LabelledMatrix, OpenRound, RoundRecord, labelled_answer, plan_summary
+from fedmoe_sched.rounds import (
+    ClientReport,
+    LabelledMatrix,
+    OpenRound,
+    RoundRecord,
+    RoundReports,
+    labelled_answer,
+    plan_summary,
+)
 from fedmoe_sched.schedule import schedule
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
-from fedmoe_sched.scores.fitness import FitnessOptions, FitnessScores
-from fedmoe_sched.scores.usage import UsageOptions, UsageScores
+from fedmoe_sched.scores.fitness import FitnessOptions
+from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Solver
 
 __all__ = ["Scheduler"]
 
 
-class Scheduler:
+class Scheduler(SchedulerCore):
     """Decides round after round which client trains which experts, and learns from what comes back.
 
     One round is `plan`, any number of `report`, `close_round`. Every method either does all of its work or raises
@@ -78,9 +78,6 @@ class Scheduler:
     ((2, 2), (), [60.0, 60.0])
     """
 
-    #: What state files and records call this policy.
-    name: ClassVar[str] = "scheduler"
-
     def __init__(
         self,
         experts: int | Iterable[Hashable],
@@ -103,10 +100,8 @@ class Scheduler:
         time_limit: float | None = None,
         certify: bool = False,
     ) -> None:
-        self._experts = ExpertNames(experts)
-        m = len(self._experts.names)
-        self._options = SchedulerOptions(
-            m,
+        super().__init__(
+            experts,
             default_capacity=default_capacity,
             expert_cost=expert_cost,
             default_profile=default_profile,
@@ -125,56 +120,6 @@ class Scheduler:
             time_limit=time_limit,
             certify=certify,
         )
-        self._fitness = FitnessScores(m, self._options.fitness)
-        self._usage = UsageScores(m, self._options.usage, self._options.expert_compute)
-        self._clients = ClientTable(m)
-        self._round = 0
-        self._prices: FloatArray | None = None
-        self._open: OpenRound | None = None
-
-    @property
-    def experts(self) -> tuple[Hashable, ...]:
-        """Names of the experts, in the order of every array over experts."""
-        return self._experts.names
-
-    @property
-    def seed(self) -> int:
-        """The seed that the seeds of all rounds are made of."""
-        return self._options.seed
-
-    @property
-    def round(self) -> int:
-        """Number of closed rounds."""
-        return self._round
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a round is planned and not yet closed."""
-        return self._open is not None
-
-    @property
-    def clients(self) -> tuple[Hashable, ...]:
-        """Names of all known clients, in the order in which they appeared."""
-        return tuple(self._clients.names)
-
-    @property
-    def fitness(self) -> FloatArray:
-        """Fitness of all known clients, read-only; shape (n, m), rows as in `clients`."""
-        return self._fitness.values
-
-    @property
-    def usage(self) -> FloatArray:
-        """Usage of the experts, read-only; shape (m,), in samples or compute."""
-        return self._usage.values
-
-    def fitness_of(self, client: Hashable) -> FloatArray:
-        """Return the fitness of one client, shape (m,); a copy."""
-        row: FloatArray = self._fitness.of([self._clients.number(client)])[0]
-        return row
-
-    def speed_correction_of(self, client: Hashable) -> float:
-        """Return observed over estimated round time of one client so far; 1.0 at the start."""
-        return float(self._clients.correction[self._clients.number(client)])
 
     def add_client(
         self,
@@ -281,7 +226,7 @@ class Scheduler:
         seed: int,
         warm_start: FloatArray | None,
     ) -> Schedule:
-        """Make the decision of one round; policies override this and nothing else.
+        """Make the decision of one round; policies override this, and `learned_variables` if they keep state.
 
         Parameters
         ----------
@@ -390,7 +335,9 @@ class Scheduler:
         speeds = self._clients.learned_speeds(
             opened.clients, opened.pairs, seconds, self._options.rules, self._options.correction_rate
         )
+        variables = self._variables.checked(self.learned_variables(opened, reports))
         trained = reports.answered & (opened.pairs.counts > 0)
+        self._variables.put(variables)
         self._usage.update(work)
         self._fitness.update(opened.clients[reports.positions], reports.experts, reports.rewards)
         self._clients.correction[opened.clients] = speeds
@@ -407,6 +354,27 @@ class Scheduler:
             client_jain=jain_index(self._clients.answered),
         )
 
+    def learned_variables(self, opened: OpenRound, reports: RoundReports) -> Mapping[str, npt.ArrayLike]:
+        """Return what the `variables` become by the round that closes; policies with variables override this.
+
+        Called by `close_round` before anything changes: fitness, usage and the variables are those of the plan.
+        A round that is cancelled never gets here.
+
+        Parameters
+        ----------
+        opened : OpenRound
+            The plan: ``opened.pairs`` of shape (k, m), and ``opened.clients``, the row of each of the k available
+            clients in a variable per client or pair.
+        reports : RoundReports
+            What came back, pair by pair; clients of the plan that did not report count as failed.
+
+        Returns
+        -------
+        mapping of str to array_like
+            Whole new arrays, of the shape that `variable` returns; what is left out stays as it is.
+        """
+        return {}
+
     def cancel_round(self) -> None:
         """Drop the open round and its reports, as if it had not been planned; new clients stay known.
 
@@ -414,101 +382,6 @@ class Scheduler:
         """
         self._opened_round("cancel_round")
         self._open = None
-
-    # State ---------------------------------------------------------------------------------------------------
-
-    def options(self) -> dict[str, Any]:
-        """Return the constructor's options as plain values; a subclass adds its own.
-
-        Raises
-        ------
-        InputError
-            The solver is an instance that cannot be made again from plain values.
-        """
-        return self._options.to_plain()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the whole state: ``{"arrays": {name: ndarray}, "metadata": {...}}``, the latter JSON values.
-
-        A subclass with state of its own extends this and `load_state_dict`.
-
-        Raises
-        ------
-        InputError
-            The name of a client or expert cannot be stored.
-        """
-        header = state_header(self.name, self.experts, self.options(), self._round)
-        return pack_state(
-            header,
-            clients=self._clients,
-            fitness=self._fitness,
-            usage=self._usage,
-            prices=self._prices,
-            opened=self._open,
-        )
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned, for the same experts; the options stay those of this object.
-
-        Raises
-        ------
-        InputError
-            The state is of another policy or other experts, or its parts do not fit; nothing was changed.
-        """
-        parts = unpack_state(state, self.name, self.experts, self._fitness.options)
-        self._usage.restore(parts.usage)
-        self._clients, self._fitness = parts.clients, parts.fitness
-        self._round, self._prices, self._open = parts.round, parts.prices, parts.open
-
-    def save(self, path: PathLike) -> None:
-        """Save the whole state, options and an open round included, to one file.
-
-        The file is an .npz archive without pickled objects. It is replaced atomically: after a failure the old
-        one is still there.
-
-        Parameters
-        ----------
-        path : str or path-like
-
-        Raises
-        ------
-        InputError
-            The name of a client or expert cannot be stored.
-        OSError
-            The file cannot be written.
-        """
-        state = self.state_dict()
-        write_archive(path, state["arrays"], state["metadata"])
-
-    @classmethod
-    def load(cls, path: PathLike) -> Self:
-        """Make the scheduler that `save` saved: from here on it plans as the saved one would have.
-
-        Parameters
-        ----------
-        path : str or path-like
-
-        Returns
-        -------
-        Scheduler
-            Of this class. `fedmoe_sched.policies.load_policy` finds the class by itself.
-
-        Raises
-        ------
-        StateFileError
-            The file is corrupted, truncated, of another version or of another policy.
-        OSError
-            There is no such file.
-        """
-        arrays, metadata = read_archive(path)
-        try:
-            loaded = cls(stored_experts(metadata, cls.name), **metadata["options"])
-            loaded.load_state_dict({"arrays": arrays, "metadata": metadata})
-        except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            msg = f"{os.fspath(path)}: not a state that {cls.__name__} can load: {reason}"
-            raise StateFileError(msg) from error
-        return loaded
 
     # Private parts ---------------------------------------------------------------------------------------------
 
@@ -525,6 +398,7 @@ class Scheduler:
 
     def _add_new(self, names: list[Hashable]) -> None:
         self._fitness.add(len(names))
+        self._variables.add(len(names))
         self._clients.add(names)
 
     def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:

@@ -57,10 +57,12 @@ class TestTrain:
         assert result.exit_code == 0, result.output
         assert [record["policy"] for record in metrics(tmp_path / "here")] == ["random"]
 
-    def test_resume_goes_on_with_the_settings_of_the_run(self, cli, tmp_path):
+    @pytest.mark.parametrize("policy", ["balanced", "flex-moe", "fedamole"])
+    def test_resume_goes_on_with_the_settings_of_the_run(self, cli, tmp_path, policy):
         whole, part = tmp_path / "whole", tmp_path / "part"
-        assert cli("train", *SMALL, "--run-dir", whole).exit_code == 0
-        assert cli("train", *SMALL, "--rounds", 1, "--run-dir", part).exit_code == 0
+        options = (*SMALL, "--policy", policy, "--set", "clients.failure-rate=0.3")
+        assert cli("train", *options, "--run-dir", whole).exit_code == 0
+        assert cli("train", *options, "--rounds", 1, "--run-dir", part).exit_code == 0
         result = cli("train", "--resume", "--run-dir", part, "--rounds", 2)
         assert result.exit_code == 0, result.output
         assert metrics(part) == metrics(whole)

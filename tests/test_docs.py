@@ -15,6 +15,7 @@ import typer
 
 from fedmoe_sched import __version__, solvers
 from fedmoe_sched.cli import app
+from fedmoe_sched.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,6 +84,11 @@ def test_the_solver_table_is_the_registry(page):
         (entry.name, "yes" if entry.exact else "no", ", ".join(solver_class(entry.name).requires) or "-")
         for entry in solvers()
     ]
+
+
+def test_the_policy_table_is_the_registry():
+    table = (ROOT / "docs/policies.md").read_text("utf-8").split("## Scores")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(POLICIES)
 
 
 def test_every_command_in_the_pages_exists():

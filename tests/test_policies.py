@@ -12,7 +12,16 @@ import pytest
 from scheduler_tools import frozen, simulate
 
 from fedmoe_sched import InputError, Scheduler, StateFileError
-from fedmoe_sched.policies import POLICIES, Policy, load_policy, make_policy, policy_class, register_policy
+from fedmoe_sched.policies import (
+    POLICIES,
+    Policy,
+    StateVariable,
+    load_policy,
+    make_policy,
+    policy_class,
+    register_policy,
+)
+from fedmoe_sched.solvers.lp_scipy import SciPyLP
 
 ROOT = Path(__file__).resolve().parent.parent
 FITNESS = {"a": [0.9, 0.1, 0.2], "b": [0.8, 0.3, 0.1], "c": [0.7, 0.6, 0.5]}
@@ -25,7 +34,7 @@ def ready(name: str, **options) -> Scheduler:
     return policy
 
 
-@pytest.fixture(params=["random", "greedy", "desirability", "balanced"])
+@pytest.fixture(params=["random", "greedy", "desirability", "balanced", "flex-moe", "fedamole"])
 def name(request):
     return request.param
 
@@ -62,7 +71,8 @@ def test_each_resumes_exactly(name, tmp_path):
     assert run(stop=True) == run(stop=False)
 
 
-def test_each_fills_capacities(name):
+@pytest.mark.parametrize("name", ["random", "greedy", "desirability", "balanced", "flex-moe"], indirect=True)
+def test_all_but_fedamole_fill_capacities(name):
     policy = make_policy(name, 4, default_capacity=3)
     assert policy.plan(range(10)).pairs.counts.tolist() == [3] * 10
 
@@ -125,10 +135,32 @@ def test_random_depends_on_the_seed_alone():
         ("desirability", {"balance": 0.25}, "balance = 0.25: policy 'desirability' has balance = None"),
         ("random", {"solver": "greedy"}, "solver = 'greedy': policy 'random'"),
         ("balanced", {"solver": "greedy"}, "policy 'balanced' needs an exact backend"),
+        ("balanced", {"solver": {"name": "greedy", "options": {}}}, "policy 'balanced' needs an exact backend"),
         ("balanced", {"balance": None}, "balance = None: policy 'balanced' needs"),
+        ("flex-moe", {"solver": "random"}, "solver = 'random': policy 'flex-moe' needs an exact backend"),
+        ("flex-moe", {"usage_weight": 0.1}, "usage_weight = 0.1: policy 'flex-moe' has usage_weight = 0.0"),
+        ("flex-moe", {"fill": False}, "fill = False: policy 'flex-moe' has fill = True"),
+        (
+            "flex-moe",
+            {"fitness": {"on_idle": "decay"}},
+            "on_idle = 'decay': policy 'flex-moe' has on_idle = 'keep'",
+        ),
+        ("flex-moe", {"deficit_weight": -1}, "deficit_weight = -1: must be >= 0"),
+        ("flex-moe", {"deficit_weight": "x"}, "deficit_weight = 'x': must be a finite number"),
+        ("flex-moe", {"target": [1, -1, 0]}, r"target\[1\] = -1.0: must be >= 0"),
+        ("flex-moe", {"target": [1, 1]}, r"target: has shape \(2,\), must be \(3,\)"),
+        ("flex-moe", {"target": 0}, "target = 0: must be > 0 for some expert"),
+        ("fedamole", {"solver": "greedy-global"}, "policy 'fedamole' needs an exact backend"),
+        ("fedamole", {"balance": 0.25}, "balance = 0.25: policy 'fedamole' has balance = None"),
+        ("fedamole", {"load_min": np.ones(3)}, "load_min = .*: policy 'fedamole' has load_min = None"),
+        ("fedamole", {"fill": True}, "fill = True: policy 'fedamole' has fill = False"),
+        ("fedamole", {"clients_per_expert": 0}, "clients_per_expert = 0: must be >= 1"),
+        ("fedamole", {"clients_per_expert": 1.5}, "clients_per_expert = 1.5: must be a whole number"),
+        ("fedamole", {"min_experts": -1}, "min_experts = -1: must be >= 0"),
+        ("fedamole", {"min_experts": 3, "max_experts": 2}, "min_experts = 3: must be <= max_experts = 2"),
         ("balanced", {"solver": "oracle"}, "solver = 'oracle'"),
         ("greedy", {"colour": 1}, "policy 'greedy': .*colour"),
-        ("optimal", {}, "policy = 'optimal': must be one of random, greedy, desirability, balanced"),
+        ("optimal", {}, "policy = 'optimal': must be one of random, greedy, desirability, balanced, flex-moe"),
         (["greedy"], {}, "policy = "),
     ],
 )
@@ -140,36 +172,43 @@ def test_bad_policies(policy, options, message):
 def test_options_that_say_what_is_so_anyway():
     make_policy("greedy", 3, usage_weight=0, balance=None, solver="greedy")
     make_policy("balanced", 3, balance=None, load_max=4)
+    make_policy("flex-moe", 3, usage_weight=0, fill=True, solver=SciPyLP(), fitness={"on_idle": "keep"})
+    make_policy("fedamole", 3, balance=None, load_min=None, fill=False, solver="lp-scipy")
 
 
 class Mine(Scheduler):
-    """A policy with state and an option of its own."""
+    """A policy with variables and an option of its own."""
 
     name = "mine"
+    variables = {  # noqa: RUF012
+        "deficit": StateVariable("expert"),
+        "waited": StateVariable("client", 1.0),
+        "best": StateVariable("pair", -1.0),
+    }
+    wrong = None
 
     def __init__(self, experts, *, bonus=0.0, **options):
         super().__init__(experts, **options)
-        self.bonus, self.deficit = bonus, np.zeros(len(self.experts))
+        self.bonus = bonus
 
-    def decide(self, fitness, usage, capacity, eligible, **rest):
-        return super().decide(fitness + self.bonus * self.deficit, usage, capacity, eligible, **rest)
+    def decide(self, fitness, usage, capacity, eligible, *, clients, **rest):
+        waited, best = self.variable("waited", clients), self.variable("best", clients)
+        known = fitness + self.bonus * (self.variable("deficit") + waited[:, None] + best)
+        return super().decide(known, usage, capacity, eligible, clients=clients, **rest)
 
-    def close_round(self):
-        record = super().close_round()
-        self.deficit = np.maximum(0, self.deficit + np.mean(record.loads) - record.loads)
-        return record
+    def learned_variables(self, opened, reports):
+        if self.wrong is not None:
+            return self.wrong
+        loads = opened.pairs.loads
+        waited = self.variable("waited") + 1
+        waited[opened.clients[reports.answered]] = 0
+        best, rows = self.variable("best").copy(), opened.clients[reports.positions]
+        np.maximum.at(best, (rows, reports.experts), reports.rewards)
+        deficit = np.maximum(0, self.variable("deficit") + loads.mean() - loads)
+        return {"deficit": deficit, "waited": waited, "best": best}
 
     def options(self):
         return super().options() | {"bonus": self.bonus}
-
-    def state_dict(self):
-        state = super().state_dict()
-        state["arrays"]["deficit"] = self.deficit
-        return state
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.deficit = state["arrays"]["deficit"]
 
 
 @pytest.fixture
@@ -187,9 +226,68 @@ def test_a_policy_of_ones_own_resumes_with_its_state(tmp_path):
     again = load_policy(tmp_path / "state")
     assert isinstance(again, Mine)
     assert again.bonus == 0.1
-    assert again.deficit.any()
-    rounds = [simulate(one, range(9), np.random.default_rng(1)) for one in (policy, again)]
+    for name in Mine.variables:
+        assert len(np.unique(again.variable(name))) > 1
+    rounds = [simulate(one, range(4, 13), np.random.default_rng(1)) for one in (policy, again)]
     assert rounds[0] == rounds[1]
+    assert frozen(policy) == frozen(again)
+
+
+def test_variables_grow_with_the_clients_and_change_in_closed_rounds_only():
+    policy = Mine(2, default_capacity=1, balance=None)
+    policy.add_client("a", fitness=[0.9, 0.1])
+    assert policy.variable("waited").tolist() == [1]
+    assert policy.variable("best", ["new", "a"]).tolist() == [[-1, -1], [-1, -1]]
+    policy.plan(["a", "b"])
+    before = frozen(policy)
+    policy.cancel_round()
+    policy.plan(["a", "b"])
+    assert frozen(policy) == before
+    policy.report("a", {0: (5, 0.25)})
+    policy.report("b", failed=True)
+    policy.close_round()
+    assert policy.variable("waited").tolist() == [0, 2]
+    assert policy.variable("waited", ["new", "b", "a"]).tolist() == [1, 2, 0]
+    assert policy.variable("best").tolist() == [[0.25, -1], [-1, -1]]
+    with pytest.raises(ValueError, match="read-only"):
+        policy.variable("best")[0, 0] = 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"waited": [1.0, 2.0, 3.0]}, r"variable 'waited': has shape \(3,\), must be \(1,\) \(one per client\)"),
+        ({"deficit": [0.0, np.nan]}, r"variable 'deficit'\[1\] = nan: must be finite"),
+        ({"colour": 1}, "variable 'colour': must be one of deficit, waited, best"),
+    ],
+)
+def test_wrong_values_of_a_variable_change_nothing(wrong, message):
+    policy = Mine(2)
+    policy.plan(["a"])
+    policy.report("a", dict.fromkeys(policy.assigned()["a"], (9, 0.5)))
+    policy.wrong, before = {"deficit": [7.0, 7.0]} | wrong, frozen(policy)
+    with pytest.raises(InputError, match=message):
+        policy.close_round()
+    assert frozen(policy) == before
+
+
+def test_bad_variables():
+    with pytest.raises(InputError, match="per = 'round': must be one of expert, client, pair"):
+        StateVariable("round")
+    with pytest.raises(InputError, match="start = inf"):
+        StateVariable("client", float("inf"))
+    with pytest.raises(InputError, match="variable 'deficit': is kept per expert, not per client"):
+        Mine(2).variable("deficit", ["a"])
+    with pytest.raises(InputError, match="variable 'x': must be one of none"):
+        Scheduler(2).variable("x")
+
+
+def test_a_state_that_lacks_a_variable():
+    state = Mine(2).state_dict()
+    del state["arrays"]["own.best"]
+    state["arrays"]["own.worst"] = np.zeros(2)
+    with pytest.raises(InputError, match="variables: the state lacks or has in excess: best, worst"):
+        Mine(2).load_state_dict(state)
 
 
 def test_a_file_of_another_policy(tmp_path):

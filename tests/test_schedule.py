@@ -267,7 +267,7 @@ def test_widened_bounds_are_listed():
     assert answer.status is Status.OPTIMAL
     assert answer.loads[2] == 1
     assert "load_min[2]: 2 -> 1" in [str(r) for r in answer.relaxed]
-    assert "balance bounds widened: load_min[2]: 2 -> 1" in repr(answer)
+    assert " bounds widened: load_min[2]: 2 -> 1" in repr(answer)
 
 
 def test_explicit_bounds_are_hard_and_balance_gives_way_to_them():

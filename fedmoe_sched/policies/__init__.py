@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from fedmoe_sched._files import PathLike, read_archive
+from fedmoe_sched._variables import StateVariable
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.policies.base import Policy, RulePolicy
 from fedmoe_sched.scheduler import Scheduler
@@ -18,6 +19,7 @@ __all__ = [
     "POLICIES",
     "Policy",
     "RulePolicy",
+    "StateVariable",
     "load_policy",
     "make_policy",
     "policy_class",
@@ -30,6 +32,8 @@ POLICIES: dict[str, str] = {
     "greedy": "fedmoe_sched.policies.greedy:GreedyPolicy",
     "desirability": "fedmoe_sched.policies.desirability:DesirabilityPolicy",
     "balanced": "fedmoe_sched.policies.balanced:BalancedPolicy",
+    "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
+    "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
 }
 
 

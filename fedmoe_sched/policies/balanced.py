@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.registry import solver_class
-from fedmoe_sched.scheduler import Scheduler
-from fedmoe_sched.solver import Solver
+from fedmoe_sched.policies.base import RulePolicy
 
 __all__ = ["BalancedPolicy"]
 
 
-class BalancedPolicy(Scheduler):
+class BalancedPolicy(RulePolicy):
     """The most desirable assignment among those that keep every expert's load near the mean, proved optimal.
 
     The round problem with load bounds of ``+- balance`` (0.25 unless given) around the mean load, solved by an
@@ -35,14 +33,9 @@ class BalancedPolicy(Scheduler):
     """
 
     name: ClassVar[str] = "balanced"
+    needs_exact: ClassVar[bool] = True
 
     def __init__(self, experts: Any, **options: Any) -> None:
-        solver = options.get("solver", "auto")
-        if isinstance(solver, Solver) or (isinstance(solver, str) and solver != "auto"):
-            exact = solver.exact if isinstance(solver, Solver) else solver_class(solver).exact
-            if not exact:
-                msg = f"solver = {solver!r}: policy 'balanced' needs an exact backend, or 'auto'"
-                raise InputError(msg)
         bounds = (options.get(name) for name in ("load_min", "load_max"))
         if options.get("balance", 0.25) is None and all(bound is None for bound in bounds):
             msg = "balance = None: policy 'balanced' needs a balance, load_min or load_max"

@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from fedmoe_sched._files import PathLike
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.registry import solver_class
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import RoundRecord
 from fedmoe_sched.scheduler import Scheduler
+from fedmoe_sched.solver import Solver
 
 __all__ = ["Policy", "RulePolicy"]
 
@@ -64,9 +66,30 @@ class RulePolicy(Scheduler):
     #: Options that cannot be changed.
     fixed: ClassVar[Mapping[str, Any]] = {}
 
+    #: Whether only an exact backend will do, or ``"auto"``.
+    needs_exact: ClassVar[bool] = False
+
     def __init__(self, experts: int | Iterable[Hashable], **options: Any) -> None:
         for name, value in self.fixed.items():
-            if options.setdefault(name, value) != value:
+            if _differs(options.setdefault(name, value), value):
                 msg = f"{name} = {options[name]!r}: policy {self.name!r} has {name} = {value!r}"
                 raise InputError(msg)
+        if self.needs_exact and not _is_exact(options.get("solver", "auto")):
+            msg = f"solver = {options['solver']!r}: policy {self.name!r} needs an exact backend, or 'auto'"
+            raise InputError(msg)
         super().__init__(experts, **options)
+
+
+def _differs(value: Any, fixed: Any) -> bool:
+    """Whether an option is not as it is fixed; arrays give no one answer to that, and are never fixed."""
+    several = hasattr(value, "__len__") and not isinstance(value, str)
+    return several or bool(value != fixed)
+
+
+def _is_exact(solver: Any) -> bool:
+    """Whether a solver is exact; what is no solver at all is refused elsewhere."""
+    if isinstance(solver, Mapping):  # as options of a saved policy have an instance
+        solver = solver.get("name")
+    if isinstance(solver, str):
+        return solver == "auto" or solver_class(solver).exact
+    return solver.exact if isinstance(solver, Solver) else True

@@ -1,0 +1,214 @@
+"""What a scheduler knows, and its way into a file and back: the lower half of `Scheduler`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from fedmoe_sched._arrays import FloatArray
+from fedmoe_sched._clients import ClientTable
+from fedmoe_sched._files import PathLike, read_archive, write_archive
+from fedmoe_sched._names import ExpertNames
+from fedmoe_sched._scheduler_options import SchedulerOptions
+from fedmoe_sched._scheduler_state import pack_state, state_header, stored_experts, unpack_state
+from fedmoe_sched._variables import StateVariable, Variables
+from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.rounds import OpenRound
+from fedmoe_sched.scores.fitness import FitnessScores
+from fedmoe_sched.scores.usage import UsageScores
+
+__all__ = ["SchedulerCore"]
+
+
+class SchedulerCore:
+    """State and options of a scheduler; `fedmoe_sched.Scheduler` is the round loop on top of it.
+
+    Parameters
+    ----------
+    experts : int or sequence of hashable
+    **options
+        All fields of `SchedulerOptions` but the number of experts.
+    """
+
+    #: What state files and records call this policy.
+    name: ClassVar[str] = "scheduler"
+
+    #: What a policy keeps from round to round besides fitness and usage, by name. It is saved, loaded and grows
+    #: with the clients by itself; `Scheduler.learned_variables` brings it up to date, `variable` reads it.
+    variables: ClassVar[Mapping[str, StateVariable]] = {}
+
+    def __init__(self, experts: int | Iterable[Hashable], **options: Any) -> None:
+        self._experts = ExpertNames(experts)
+        m = len(self._experts.names)
+        self._options = SchedulerOptions(m, **options)
+        self._fitness = FitnessScores(m, self._options.fitness)
+        self._usage = UsageScores(m, self._options.usage, self._options.expert_compute)
+        self._clients = ClientTable(m)
+        self._variables = Variables(m, self.variables)
+        self._round = 0
+        self._prices: FloatArray | None = None
+        self._open: OpenRound | None = None
+
+    @property
+    def experts(self) -> tuple[Hashable, ...]:
+        """Names of the experts, in the order of every array over experts."""
+        return self._experts.names
+
+    @property
+    def seed(self) -> int:
+        """The seed that the seeds of all rounds are made of."""
+        return self._options.seed
+
+    @property
+    def round(self) -> int:
+        """Number of closed rounds."""
+        return self._round
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is planned and not yet closed."""
+        return self._open is not None
+
+    @property
+    def clients(self) -> tuple[Hashable, ...]:
+        """Names of all known clients, in the order in which they appeared."""
+        return tuple(self._clients.names)
+
+    @property
+    def fitness(self) -> FloatArray:
+        """Fitness of all known clients, read-only; shape (n, m), rows as in `clients`."""
+        return self._fitness.values
+
+    @property
+    def usage(self) -> FloatArray:
+        """Usage of the experts, read-only; shape (m,), in samples or compute."""
+        return self._usage.values
+
+    def fitness_of(self, client: Hashable) -> FloatArray:
+        """Return the fitness of one client, shape (m,); a copy."""
+        row: FloatArray = self._fitness.of([self._clients.number(client)])[0]
+        return row
+
+    def speed_correction_of(self, client: Hashable) -> float:
+        """Return observed over estimated round time of one client so far; 1.0 at the start."""
+        return float(self._clients.correction[self._clients.number(client)])
+
+    def variable(self, name: str, clients: Sequence[Hashable] | None = None) -> FloatArray:
+        """Return the values of one of `variables`.
+
+        Parameters
+        ----------
+        name : str
+        clients : sequence of hashable, optional
+            The clients to return the rows of, k names; those not known yet have the start value. For a variable
+            per client or pair, as needed in `Scheduler.decide`.
+
+        Returns
+        -------
+        ndarray, float64
+            Shape (k,) or (k, m), a copy. Without `clients` all values, read-only: shape (m,), (n,) or (n, m), rows
+            in the order of the scheduler's clients.
+
+        Raises
+        ------
+        InputError
+            There is no such variable, or it is one per expert and clients were named.
+        """
+        if clients is None:
+            return self._variables.of(name)
+        return self._variables.at(name, self._clients.numbers(clients))
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's options as plain values; a subclass adds its own.
+
+        Raises
+        ------
+        InputError
+            The solver is an instance that cannot be made again from plain values.
+        """
+        return self._options.to_plain()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state: ``{"arrays": {name: ndarray}, "metadata": {...}}``, the latter JSON values.
+
+        State that a subclass names in `variables` is part of it.
+
+        Raises
+        ------
+        InputError
+            The name of a client or expert cannot be stored.
+        """
+        header = state_header(self.name, self.experts, self.options(), self._round)
+        return pack_state(
+            header,
+            clients=self._clients,
+            fitness=self._fitness,
+            usage=self._usage,
+            prices=self._prices,
+            opened=self._open,
+            variables=self._variables,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned, for the same experts; the options stay those of this object.
+
+        Raises
+        ------
+        InputError
+            The state is of another policy or other experts, or its parts do not fit; nothing was changed.
+        """
+        parts = unpack_state(state, self.name, self.experts, self._fitness.options, self.variables)
+        self._usage.restore(parts.usage)
+        self._clients, self._fitness, self._variables = parts.clients, parts.fitness, parts.variables
+        self._round, self._prices, self._open = parts.round, parts.prices, parts.open
+
+    def save(self, path: PathLike) -> None:
+        """Save the whole state, options and an open round included, to one file.
+
+        The file is an .npz archive without pickled objects. It is replaced atomically: after a failure the old
+        one is still there.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        InputError
+            The name of a client or expert cannot be stored.
+        OSError
+            The file cannot be written.
+        """
+        state = self.state_dict()
+        write_archive(path, state["arrays"], state["metadata"])
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Make the scheduler that `save` saved: from here on it plans as the saved one would have.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        Scheduler
+            Of this class. `fedmoe_sched.policies.load_policy` finds the class by itself.
+
+        Raises
+        ------
+        StateFileError
+            The file is corrupted, truncated, of another version or of another policy.
+        OSError
+            There is no such file.
+        """
+        arrays, metadata = read_archive(path)
+        try:
+            loaded = cls(stored_experts(metadata, cls.name), **metadata["options"])
+            loaded.load_state_dict({"arrays": arrays, "metadata": metadata})
+        except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            msg = f"{os.fspath(path)}: not a state that {cls.__name__} can load: {reason}"
+            raise StateFileError(msg) from error
+        return loaded
