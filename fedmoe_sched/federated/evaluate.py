@@ -16,7 +16,7 @@ from fedmoe_sched.federated.model import MixtureOfExperts, mix
 
 __all__ = ["Evaluation", "evaluate", "worst_decile"]
 
-_BATCH = 500
+_BATCH = 125
 
 Floats = npt.NDArray[np.float64]
 
