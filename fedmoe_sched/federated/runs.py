@@ -266,7 +266,7 @@ class Run:
         """
         last = self.records[-1]
         accuracy = self.series("accuracy")
-        phases = ("schedule_seconds", "train_seconds", "aggregate_seconds", "evaluate_seconds")
+        phases = tuple(f"{p}_seconds" for p in ("schedule", "train", "aggregate", "feedback", "evaluate"))
         return {
             "policy": self.policy,
             "rounds": len(self.records),
