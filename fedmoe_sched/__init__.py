@@ -13,6 +13,7 @@ from fedmoe_sched.errors import (
     NoAssignmentError,
     StateFileError,
     UnsupportedProblemError,
+    WorkerError,
 )
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
@@ -51,6 +52,7 @@ __all__ = [
     "UnsupportedProblemError",
     "UsageOptions",
     "Violation",
+    "WorkerError",
     "__version__",
     "certify",
     "dual_bound",

@@ -9,7 +9,6 @@ import math
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedmoe_sched._compare_worker import Request
-from fedmoe_sched._processes import child_environment, kill_session
+from fedmoe_sched._processes import kill_session, start_module
 from fedmoe_sched.certify import relative_gap
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.instances import save_problem
@@ -359,14 +358,7 @@ def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
 
 def _run_worker(request: bytes, kill_after: float | None) -> tuple[int, str]:
     """Start the worker in a session of its own, so that engines it starts as programs can be ended with it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedmoe_sched._compare_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=child_environment(),
-        start_new_session=True,
-    )
+    process = start_module("fedmoe_sched._compare_worker", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         _, errors = process.communicate(request, timeout=kill_after)
     except BaseException:

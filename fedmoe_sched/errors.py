@@ -14,6 +14,7 @@ __all__ = [
     "NoAssignmentError",
     "StateFileError",
     "UnsupportedProblemError",
+    "WorkerError",
 ]
 
 
@@ -49,3 +50,7 @@ class StateFileError(ValueError):
 
 class UnsupportedProblemError(ValueError):
     """A backend was asked for a problem that it does not take; the message says why."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process ended before its work was done; the message says which, how, and at what."""

@@ -63,7 +63,7 @@ class TestTrain:
         options = (*SMALL, "--policy", policy, "--set", "clients.failure-rate=0.3")
         assert cli("train", *options, "--run-dir", whole).exit_code == 0
         assert cli("train", *options, "--rounds", 1, "--run-dir", part).exit_code == 0
-        result = cli("train", "--resume", "--run-dir", part, "--rounds", 2)
+        result = cli("train", "--resume", "--run-dir", part, "--rounds", 2, "--workers", 2)
         assert result.exit_code == 0, result.output
         assert metrics(part) == metrics(whole)
 
@@ -82,6 +82,8 @@ class TestTrain:
             (["--data", "mnist"], "data.name"),
             (["--clients", "0"], "clients.count"),
             (["--rounds", "-1"], "rounds"),
+            (["--workers", "0"], "workers = 0"),
+            (["--workers", "2", "--set", "device=meta"], "workers = 2: must be 1 on device 'meta'"),
             (["--set", "clients.alfa=1"], "clients.alfa"),
             (["--resume"], "--resume: give the folder of the run with --run-dir"),
             (["--resume", "--run-dir", "nowhere"], "--resume: run folder nowhere holds no run"),

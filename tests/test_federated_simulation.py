@@ -17,7 +17,7 @@ pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 
 from fedmoe_sched.errors import InfeasibleError, InputError, StateFileError
-from fedmoe_sched.federated import TrainConfig, run_training, simulation
+from fedmoe_sched.federated import TrainConfig, run_training, simulation, workers
 from fedmoe_sched.federated.runs import is_timing, read_run
 from fedmoe_sched.scheduler import Scheduler
 
@@ -102,8 +102,11 @@ def test_the_fitness_is_learnt_from_rewards_of_trained_pairs_only(whole):
 
 
 def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(whole, tmp_path):
-    run_training(small(workers=3), tmp_path / "run")
-    assert contents(tmp_path / "run") == contents(whole[0])
+    for count in (2, 3):
+        folder = tmp_path / f"{count} workers"
+        state = run_training(small(workers=count), folder).state
+        assert contents(folder) == contents(whole[0])
+        assert all(np.array_equal(value, whole[1].state[name]) for name, value in state.items())
     run_training(small(seed=4), tmp_path / "other")
     assert contents(tmp_path / "other") != contents(whole[0])
 
@@ -237,7 +240,7 @@ def test_a_round_that_cannot_be_scheduled_stops_the_run_with_the_reason(tmp_path
 
 
 def test_updates_that_are_not_finite_are_rejected_and_told_to_the_policy(tmp_path, monkeypatch):
-    real = simulation.train_client
+    real = workers.train_client
 
     def broken(*args, **kwargs):
         result = real(*args, **kwargs)
@@ -245,7 +248,7 @@ def test_updates_that_are_not_finite_are_rejected_and_told_to_the_policy(tmp_pat
             result.update.parameters["gate.bias"][0] = float("nan")
         return result
 
-    monkeypatch.setattr(simulation, "train_client", broken)
+    monkeypatch.setattr(workers, "train_client", broken)
     config = small(**{"rounds": 1, "clients.participation": 1.0, "clients.failure_rate": 0.0})
     record = run_training(config, tmp_path / "run").records[0]
     assert record["rejected"] == ["client-2: parameter 'gate.bias'[0] = nan: must be finite"]

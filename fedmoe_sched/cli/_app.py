@@ -17,6 +17,7 @@ from fedmoe_sched.errors import (
     NoAssignmentError,
     StateFileError,
     UnsupportedProblemError,
+    WorkerError,
 )
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ _USER_ERRORS = (
     NoAssignmentError,
     StateFileError,
     UnsupportedProblemError,
+    WorkerError,
     OSError,
 )
 

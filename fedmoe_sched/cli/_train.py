@@ -42,6 +42,10 @@ def train_policy(
     capacity: Annotated[int | None, typer.Option(help="Experts per client and round.", show_default="2")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds in all.", show_default="40")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="0")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that train clients side by side, one per core.", show_default="1"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other setting, as in --set clients.alpha=0.1. Repeatable."),
@@ -72,6 +76,7 @@ def train_policy(
         "clients.capacity": capacity,
         "rounds": rounds,
         "seed": seed,
+        "workers": workers,
     }
     start = _run_settings(run_dir) if resume else None
     changes = {key: value for key, value in changes.items() if value is not None} | _parsed(settings or [])

@@ -20,7 +20,7 @@ from fedmoe_sched.scores import accuracy_reward, loss_reward
 
 __all__ = ["ExpertFeedback", "LocalResult", "expert_feedback", "train_client"]
 
-_EVALUATION_BATCH = 512
+_EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def _train(
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             if config.clip_norm:
-                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
             optimizer.step()
-            losses.append(float(loss.detach()))
-    return float(np.mean(losses))
+            losses.append(loss.detach())
+    return float(torch.stack(losses).double().mean())
 
 
 def _batches(order: IntArray, size: int) -> list[IntArray]:
@@ -165,8 +165,13 @@ def _optimizer(model: MixtureOfExperts, held: Sequence[int], config: LocalConfig
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad = True
+    # One call for all parameters, not one each: they are small.
     return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=True,
     )
 
 

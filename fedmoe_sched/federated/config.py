@@ -245,9 +245,10 @@ class TrainConfig(_Section):
     device : str
         A torch device.
     threads : int
-        Threads of torch within one client; 1 keeps results the same on machines of any size.
+        Threads of torch in every process; 1 keeps results the same on machines of any size.
     workers : int
-        Clients trained at the same time; does not change results.
+        Clients trained at the same time, each in a process of its own if more than 1; does not change results.
+        Must be 1 on devices other than the CPU.
     report_seconds : bool
         Tell the policy the measured wall time of each client. Off by default: a policy that plans by measured
         times cannot be replayed exactly.

@@ -17,7 +17,7 @@ from fedmoe_sched.federated.preparation import Prepared
 
 __all__ = ["Evaluation", "evaluate", "worst_decile"]
 
-_BATCH = 500
+_BATCH = 125
 
 Floats = npt.NDArray[np.float64]
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedmoe_sched._processes import child_environment, kill_session
+from fedmoe_sched._processes import kill_session, start_module
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.experiment import PlannedRun
 from fedmoe_sched.federated.runs import RunFolder
@@ -173,14 +172,8 @@ class _Children:
         with self._lock:
             if self._stopped:
                 return None
-            process = subprocess.Popen(
-                [sys.executable, "-m", _WORKER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**child_environment(), "OMP_NUM_THREADS": str(plan.config.threads)},
-                start_new_session=True,  # an interrupt at the terminal is this process's to pass on
-            )
+            threads = {"OMP_NUM_THREADS": str(plan.config.threads)}
+            process = start_module(_WORKER, stdout=subprocess.PIPE, stderr=errors, environment=threads)
             self._running.add(process)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says so

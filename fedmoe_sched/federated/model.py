@@ -52,8 +52,9 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1),
         nn.GroupNorm(groups, channels_out),
-        nn.ReLU(),
+        # ReLU grows with its argument: after the maximum it gives the same with a quarter of the work.
         nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(),
     )
 
 
@@ -135,6 +136,8 @@ class MixtureOfExperts(nn.Module):
         numbers = range(config.experts) if experts is None else sorted(experts)
         self.pooled = _Pooled(config.pool)
         self.experts = nn.ModuleDict({str(j): _expert(config, width, n_classes) for j in numbers})
+        # Convolutions and, above all, pooling are several times faster on CPUs with the channels innermost.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, held: Sequence[int] | None = None) -> Prediction:
         """Predict with the held experts only.
@@ -150,15 +153,23 @@ class MixtureOfExperts(nn.Module):
         Prediction
         """
         numbers = [int(j) for j in self.experts] if held is None else list(held)
-        features = self.extractor(images)
-        gate_log = functional.log_softmax(self.gate(self.pooled(features)), dim=1)[:, numbers]
-        log_experts = torch.stack(
-            [functional.log_softmax(self.experts[str(j)](features), dim=1) for j in numbers], dim=1
-        )
+        features = self.extractor(images.contiguous(memory_format=torch.channels_last))
+        pooled = self.pooled(features)
+        gate_log = functional.log_softmax(self.gate(pooled), dim=1)[:, numbers]
+        answers = torch.stack([self._answer(j, features, pooled) for j in numbers], dim=1)
+        log_experts = functional.log_softmax(answers, dim=2)
         mixture, routing = mix(gate_log, log_experts, self.config.routed)
         whole = len(numbers) == self.config.experts
         mass = gate_log.new_zeros(len(images)) if whole else torch.logsumexp(gate_log, dim=1)
         return Prediction(mixture, log_experts, routing, gate_log, mass)
+
+    def _answer(self, expert: int, features: Tensor, pooled: Tensor) -> Tensor:
+        """Logits of one expert; one without blocks of its own takes what is pooled for all, gate and experts."""
+        blocks, pool, *head = self.experts[str(expert)].children()
+        answer = pool(blocks(features)) if self.config.expert_channels else pooled
+        for layer in head:
+            answer = layer(answer)
+        return answer
 
     def load_parts(self, state: Mapping[str, Tensor], held: Iterable[int] | None = None) -> None:
         """Take over global parameters: the shared ones, and those of the held experts.

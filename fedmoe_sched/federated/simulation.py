@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +21,13 @@ from torch import Tensor
 
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.federated.aggregate import Aggregation, aggregate
-from fedmoe_sched.federated.client import LocalResult, train_client
+from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
-from fedmoe_sched.federated.model import MixtureOfExperts, build_model
+from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
+from fedmoe_sched.federated.workers import ClientJob, client_pool
 from fedmoe_sched.policies import Policy, load_policy, make_policy
 
 __all__ = ["Callback", "RunResult", "run_training"]
@@ -93,6 +92,8 @@ def run_training(
         The checkpoint is corrupted.
     InfeasibleError, NoAssignmentError
         A round cannot be scheduled; the run can be resumed.
+    WorkerError
+        A worker process died; the run can be resumed.
     """
     folder = RunFolder(run_dir)
     with _torch_threads(config.threads):
@@ -104,13 +105,11 @@ def run_training(
         else:
             folder.begin(config.to_toml())
         loop.write_clients()
-        try:
+        with loop.pool:
             while loop.round < config.rounds:
                 record = loop.next_round()
                 for callback in callbacks:
                     callback(record)
-        finally:
-            loop.close()
     return RunResult(read_run(folder.path), {name: value.cpu() for name, value in loop.state.items()})
 
 
@@ -139,23 +138,12 @@ class _Loop:
         self.policy: Policy = make_policy(
             config.policy, config.model.experts, **{"seed": config.seed, **config.policy_options}
         )
-        self.model = self._new_model()
+        channels = self.data.train_images.shape[1]
+        self.model = build_model(config.model, channels, self.data.n_classes, seed=config.seed).to(self.device)
         self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.held: list[list[int]] = [[] for _ in self.names]  # of each client, when it was last planned
         self.round = 0
-        self._workspace = threading.local()
-        self._pool = ThreadPoolExecutor(
-            config.workers, initializer=torch.set_num_threads, initargs=(config.threads,)
-        )
-
-    def _new_model(self) -> MixtureOfExperts:
-        channels = self.data.train_images.shape[1]
-        model = build_model(self.config.model, channels, self.data.n_classes, seed=self.config.seed)
-        return model.to(self.device)
-
-    def close(self) -> None:
-        """Let go of the worker threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self.pool = client_pool(config, self.data, self.partition.samples)
 
     def write_clients(self) -> None:
         """Write what figures need to know of the clients."""
@@ -179,12 +167,13 @@ class _Loop:
         clock.lap("schedule_seconds")
         failed = self._failed(number)
         working = [name for name, experts in assigned.items() if experts and self.numbers[name] not in failed]
-        results = self._train(number, working, assigned)
+        results = self.pool.train(self.state, [self._job(number, name, assigned[name]) for name in working])
         clock.lap("train_seconds")
         combined = aggregate(self.state, [result.update for result in results], assigned=assigned)
         self.state = combined.state
         clock.lap("aggregate_seconds")
         closed = self._report(assigned, results, combined)
+        clock.lap("feedback_seconds")
         for name, experts in assigned.items():
             self.held[self.numbers[name]] = experts
         evaluation = evaluate(self.model, self.state, self.prepared, self.held, device=self.device)
@@ -208,24 +197,9 @@ class _Loop:
     def _random(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, purpose, number])
 
-    def _train(self, number: int, working: Sequence[str], assigned: Mapping[str, list[int]]) -> list[LocalResult]:
-        def train(name: str) -> LocalResult:
-            if not hasattr(self._workspace, "model"):
-                self._workspace.model = self._new_model()
-            client = self.numbers[name]
-            rows = self.partition.samples[client]
-            return train_client(
-                self._workspace.model,
-                self.state,
-                torch.from_numpy(self.data.normalised(self.data.train_images[rows])).to(self.device),
-                torch.from_numpy(self.data.train_labels[rows]).to(self.device),
-                assigned[name],
-                config=self.config.local,
-                client=name,
-                seed=(self.config.seed, _LOCAL, number, client),
-            )
-
-        return list(self._pool.map(train, working))
+    def _job(self, number: int, name: str, experts: Sequence[int]) -> ClientJob:
+        client = self.numbers[name]
+        return ClientJob(name, client, experts, (self.config.seed, _LOCAL, number, client))
 
     def _report(
         self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], combined: Aggregation
