@@ -186,7 +186,7 @@ def test_times_are_fedscales_model_of_the_clients_own_samples(tmp_path):
 
 
 def test_the_policy_plans_within_deadline_and_memory(tmp_path):
-    # 40 MB of memory per GB of RAM x share: experts of 50 MB with their gradients and moments need 200 MB each.
+    # A tenth of 2 to 12 GB of RAM; experts of 50 MB with their gradients and moments need 200 MB each.
     changes = {"devices.expert_bytes": 5e7, "devices.memory_share": 0.1, "devices.expert_compute": 0.01}
     run = run_training(small(rounds=2, **changes), tmp_path / "memory").run
     with np.load(tmp_path / "memory" / "clients.npz") as archive:
