@@ -85,7 +85,7 @@ def save_experiment_figures(
 def _figures(arms: Arms, title: str, target: float | None) -> dict[str, Figure]:
     figures = {"accuracy": rounds_figure(arms, title, target=target)}
     if all(
-        "simulated_seconds" in record for rows in arms.values() for row in rows for record in _run(row).records
+        "simulated_round" in record for rows in arms.values() for row in rows for record in _run(row).records
     ):
         figures["accuracy-time"] = simulated_time_figure(arms, title, target=target)
     figures["final"] = final_figure(arms, title)
@@ -164,7 +164,7 @@ def simulated_time_figure(arms: Arms, title: str, *, target: float | None = None
     Parameters
     ----------
     arms : mapping of str to sequence of RunRow
-        Label to the finished runs of an arm; all rounds have ``simulated_seconds``.
+        Label to the finished runs of an arm; all rounds have ``simulated_round``.
     title : str
     target : float, optional
         Accuracy to mark.
@@ -176,7 +176,7 @@ def simulated_time_figure(arms: Arms, title: str, *, target: float | None = None
     """
 
     def curves(rows: Sequence[RunRow], key: str) -> tuple[Floats, Floats]:
-        clocks = [np.cumsum(_run(row).series("simulated_seconds")) for row in rows]
+        clocks = [np.cumsum(_run(row).series("simulated_round")) for row in rows]
         times = np.linspace(max(clock[0] for clock in clocks), min(clock[-1] for clock in clocks), 200)
         series = [_run(row).series(key) for row in rows]
         return times, np.array([np.interp(times, c, values) for c, values in zip(clocks, series, strict=True)])

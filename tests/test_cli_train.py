@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 import tomllib
 
 import pytest
+from device_tools import write_measurements
 from typer.testing import CliRunner
 
 from fedmoe_sched.cli import app
+from fedmoe_sched.cli._output import duration_text
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.train
@@ -89,6 +92,8 @@ class TestTrain:
             (["--resume", "--run-dir", "nowhere"], "--resume: run folder nowhere holds no run"),
             (["--set", "alpha"], "--set alpha: must read KEY=VALUE"),
             (["--set", "clients.split=zipf"], "clients.split"),
+            (["--set", "devices.source=phones", "--data-dir", "nowhere"], "phones_spec.csv: is missing"),
+            (["--set", "devices.deadline=5"], "devices.deadline = 5"),
             (["--config", "none.toml"], "none.toml"),
             (["--config", "broken.toml"], "broken.toml: is not TOML"),
             (["--data", "cifar10", "--data-dir", "nowhere"], "nowhere"),
@@ -135,6 +140,35 @@ class TestTrain:
         result = cli("train", "--resume", "--run-dir", killed)
         assert result.exit_code == 0, result.output
         assert metrics(killed) == metrics(whole)
+
+
+class TestDevices:
+    def test_times_and_traffic_are_columns_where_there_are_any(self, cli, tmp_path):
+        pytest.importorskip("matplotlib")
+        phones = tmp_path / "data" / "device_traces"
+        phones.mkdir(parents=True)
+        write_measurements(phones)
+        result = cli("train", *SMALL, "--data-dir", "data", "--set", "devices.source=phones", "--run-dir", "with")
+        assert result.exit_code == 0, result.output
+        assert re.search(r"MB down +MB up +simulated", result.output)
+        simulated = metrics(tmp_path / "with")[-1]["simulated_time"]
+        result = cli("train", *SMALL, "--run-dir", "without")
+        assert "MB up" in result.output
+        assert "simulated" not in result.output
+        result = cli("figures", "with", "without", "--target", 0.01)
+        header, first, second = result.output.splitlines()[-3:]
+        assert header.endswith("simulated  time to 0.01")
+        assert first.split()[-4:] == [*duration_text(simulated).split(), *first.split()[-2:]]
+        assert second.split()[-2:] == ["-", "-"]
+        result = cli("figures", "with", "--target", 1.0)
+        assert result.output.split()[-1] == "never"
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [(None, "-"), (0.25, "0.2 s"), (119, "119.0 s"), (150, "2.5 min"), (7200, "2.0 h"), (200000, "2.3 d")],
+    )
+    def test_durations_in_the_unit_that_suits_them(self, seconds, text):
+        assert duration_text(seconds) == text
 
 
 class TestFigures:

@@ -226,7 +226,7 @@ class TestTables:
 
     def test_simulated_time_and_traffic_where_records_have_them(self, tmp_path):
         whole = experiment()
-        write_run(tmp_path, whole.plan()[0], [0.1, 0.5, 0.6], simulated_seconds=30.0, bytes_up=2e6, bytes_down=5e6)
+        write_run(tmp_path, whole.plan()[0], [0.1, 0.5, 0.6], simulated_round=30.0, bytes_up=2e6, bytes_down=5e6)
         _, [run], _ = results(tmp_path, whole)
         assert float(run["simulated_seconds_to_target"]) == 60
         assert float(run["megabytes_to_target"]) == pytest.approx(14)
@@ -282,7 +282,7 @@ class TestFigures:
         pytest.importorskip("matplotlib")
         whole = experiment(grid=GRID)
         for number, plan in enumerate(whole.plan(only=["iid"])):
-            write_run(tmp_path, plan, [0.1, 0.2, 0.3 + 0.1 * number], simulated_seconds=10.0 + number)
+            write_run(tmp_path, plan, [0.1, 0.2, 0.3 + 0.1 * number], simulated_round=10.0 + number)
         return whole, collect(whole, tmp_path, whole.plan())
 
     def test_a_set_per_grid_entry_that_has_runs(self, rows, tmp_path):

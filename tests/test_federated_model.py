@@ -146,6 +146,7 @@ def test_shared_parts_are_trained_as_configured(model, batch, options, moved):
     result = train(model, state, batch, weight_decay=0.1, **options)
     changed = {n.split(".")[0] for n, v in result.update.parameters.items() if not torch.equal(v, state[n])}
     assert changed == moved
+    assert {n.split(".")[0] for n in result.update.parameters} == moved  # nothing else is sent
 
 
 def test_training_learns(model, batch):

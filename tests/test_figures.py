@@ -133,6 +133,8 @@ def test_summary_and_rounds_to_target(tmp_path):
     assert summary["gap"] is None  # never known: no number is made up
     assert summary["load_cv"] == pytest.approx(np.mean([np.sqrt(2) / 4, np.sqrt(2) / 2, np.sqrt(2) / 2]))
     assert summary["seconds"] == pytest.approx(6.0)
+    for key in ("bytes_up", "bytes_down", "simulated_time", "simulated_time_to_target"):
+        assert summary[key] is None  # no record has them
 
 
 def test_rounds_to_converge_by_hand():

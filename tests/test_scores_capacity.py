@@ -39,6 +39,14 @@ def test_round_seconds_with_a_shared_part_and_unequal_experts():
     assert round_seconds([PHONE], cost, [[0, 1]], correction=2.0)[0] == pytest.approx(2 * expected)
 
 
+def test_frozen_shared_parts_are_not_sent_back():
+    cost = ExpertCost(expert_bytes=2e6, shared_bytes=4e6, shared_up_bytes=1e6)
+    # 4 MB and 2 MB down at 4 MB/s, 1 MB and 2 MB up at 1 MB/s, 0.5 s latency
+    assert round_seconds([PHONE], cost, [[1, 0]]).tolist() == [1.5 + 3.0 + 0.5]
+    assert capacity_and_eligibility([PHONE], cost, 2, deadline=5.0)[0].tolist() == [1]
+    assert ExpertCost(**cost.to_dict()) == cost
+
+
 def test_an_unlimited_profile_takes_no_time():
     assert round_seconds([CapacityProfile()], ExpertCost(expert_bytes=1e9, samples=100), [[1, 1]]).tolist() == [
         0.0

@@ -15,6 +15,7 @@ __all__ = [
     "checked_output",
     "complain",
     "console",
+    "duration_text",
     "gap_text",
     "number_text",
     "plain_table",
@@ -61,6 +62,16 @@ def seconds_text(seconds: float | None) -> str:
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def duration_text(seconds: float | None) -> str:
+    """Return a time of seconds to days in the unit that suits it, or a dash."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def bytes_text(size: int | None) -> str:

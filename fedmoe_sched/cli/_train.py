@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedmoe_sched.cli._output import complain, console, gap_text, plain_table, seconds_text
+from fedmoe_sched.cli._output import complain, console, duration_text, gap_text, plain_table, seconds_text
 from fedmoe_sched.errors import InputError
 
 if TYPE_CHECKING:
@@ -225,35 +225,41 @@ def _share(value: float | None) -> str:
 
 
 def _summary_table(runs: Sequence[Run], target: float | None) -> Any:
-    numbers = [
-        "rounds",
-        "accuracy",
-        "best",
-        "worst decile",
-        "load CV",
-        "fitness given up",
-        "gap",
-        "solve",
-        "seconds",
-    ]
-    if target is not None:
-        numbers.insert(2, f"rounds to {target:g}")
-    table = plain_table("policy", *numbers, right=tuple(numbers))
-    for run in runs:
-        row = run.summary(target)
-        cells = [
-            str(row["rounds"]),
-            f"{row['accuracy']:.3f}",
-            f"{row['accuracy_best']:.3f}",
-            _share(row["client_accuracy_worst_decile"]),
-            f"{row['load_cv']:.3f}",
-            _share(row["fitness_given_up"]),
-            gap_text(row["gap"]),
-            seconds_text(row["solve_seconds"]),
-            f"{row['seconds']:.1f}",
-        ]
-        if target is not None:
-            reached = row["rounds_to_target"]
-            cells.insert(2, "never" if reached is None else str(reached))
-        table.add_row(row["policy"], *cells)
+    summaries = [run.summary(target) for run in runs]
+    rows = [_summary_cells(summary, target) for summary in summaries]
+    # What no run has is no column: runs without devices have no simulated time.
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    table = plain_table("policy", *names, right=tuple(names))
+    for summary, row in zip(summaries, rows, strict=True):
+        table.add_row(summary["policy"], *("-" if row[name] is None else row[name] for name in names))
     return table
+
+
+def _summary_cells(row: dict[str, Any], target: float | None) -> dict[str, str | None]:
+    """Return the cells of a run by column; None for what a run may lack."""
+    cells: dict[str, str | None] = {"rounds": str(row["rounds"]), "accuracy": f"{row['accuracy']:.3f}"}
+    if target is not None:
+        reached = row["rounds_to_target"]
+        cells[f"rounds to {target:g}"] = "never" if reached is None else str(reached)
+    cells |= {
+        "best": f"{row['accuracy_best']:.3f}",
+        "worst decile": _share(row["client_accuracy_worst_decile"]),
+        "load CV": f"{row['load_cv']:.3f}",
+        "fitness given up": _share(row["fitness_given_up"]),
+        "gap": gap_text(row["gap"]),
+        "solve": seconds_text(row["solve_seconds"]),
+        "seconds": f"{row['seconds']:.1f}",
+        "MB down": _megabytes(row["bytes_down"]),
+        "MB up": _megabytes(row["bytes_up"]),
+    }
+    if row["simulated_time"] is None:
+        return cells | {"simulated": None} | ({} if target is None else {f"time to {target:g}": None})
+    cells["simulated"] = duration_text(row["simulated_time"])
+    if target is not None:
+        time = row["simulated_time_to_target"]
+        cells[f"time to {target:g}"] = "never" if time is None else duration_text(time)
+    return cells
+
+
+def _megabytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 1e6:.1f}"

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.federated.aggregate import Update, expert_of
+from fedmoe_sched.federated.aggregate import Update
 from fedmoe_sched.federated.config import LocalConfig
+from fedmoe_sched.federated.cost import is_trained
 from fedmoe_sched.federated.model import MixtureOfExperts
 from fedmoe_sched.scores import accuracy_reward, loss_reward
 
@@ -108,9 +109,10 @@ def train_client(
     before = expert_feedback(model, images, labels, held)
     loss = _train(model, images, labels, held, config=config, rng=np.random.default_rng(list(seed)))
     judged = before if config.reward_at == "before" else expert_feedback(model, images, labels, held)
-    trained = set(held) | ({None} if config.train_extractor or config.train_gate else set())
     parameters = {
-        name: value.detach().clone() for name, value in model.state_dict().items() if expert_of(name) in trained
+        name: value.detach().clone()
+        for name, value in model.state_dict().items()
+        if is_trained(name, held, config)
     }
     update = Update(client, parameters, float(len(labels)), {j: judged[j].samples for j in held})
     rewards = {j: _reward(config.reward, judged[j]) for j in held}

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedmoe_sched.errors import InputError
 
-__all__ = ["ClientsConfig", "DataConfig", "LocalConfig", "ModelConfig", "TrainConfig", "checked", "read_toml"]
+__all__ = [
+    "ClientsConfig",
+    "DataConfig",
+    "DevicesConfig",
+    "LocalConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "checked",
+    "read_toml",
+]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -22,7 +31,7 @@ AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 # What may differ between a run and its continuation.
-_FREE_SETTINGS = (("rounds",), ("workers",), ("data", "dir"), ("data", "download"))
+_FREE_SETTINGS = (("rounds",), ("workers",), ("data", "dir"), ("data", "download"), ("devices", "dir"))
 
 
 class _Section(BaseModel):
@@ -222,6 +231,73 @@ class LocalConfig(_Section):
     reward_at: Literal["before", "after"] = "before"
 
 
+class DevicesConfig(_Section):
+    """The devices of the clients and the simulated clock, see `fedmoe_sched.federated.devices` and ``clock``.
+
+    Parameters
+    ----------
+    source : {"none", "synthetic", "phones"}
+        No devices: time has no meaning. Drawn from distributions near those of real phones; needs no file. Drawn
+        from measurements of real phones, paired at random.
+    dir : str, optional
+        Folder of the measurements for ``phones``; else ``device_traces`` in the folder of the data (`DataConfig`),
+        or that folder itself.
+    bandwidth : {"updown", "mobiperf"}
+        For ``phones``: download and upload of 19 users; or downloads of 91 phones, mostly on WiFi and about ten
+        times as fast, with the up/down ratio of one of the 19 users.
+    availability : bool
+        Clients come and go as their devices do; else they are always there.
+    min_available : int
+        A round begins when so many of the clients that may take part are there.
+    deadline : float, optional
+        Simulated seconds after which a round ends; the policy plans for it, and who is not done is a straggler.
+    memory_share : float
+        Share of a device's RAM that training may use. Our choice: an app may hardly take more than a quarter.
+    memory_overhead : float
+        Memory per byte of parameters, >= 1; with gradients and Adam's two moments 4.
+    speed_scale : float
+        The measured milliseconds of an inference are relative: the model that was timed is not known. This factor
+        makes them milliseconds per sample of the model that is trained.
+    expert_compute, shared_compute : float
+        Work of a sample in one expert, and in the shared parts, in units of the measured inference.
+    expert_bytes, shared_bytes : float, optional
+        Size of one expert, and of the shared parts; by default those of the model, in float32. Larger ones make it
+        stand for a larger model in time, traffic and memory.
+    jitter : float
+        Spread of a client's round time around the model of it: the standard deviation of its logarithm.
+    """
+
+    source: Literal["none", "synthetic", "phones"] = "none"
+    dir: str | None = None
+    bandwidth: Literal["updown", "mobiperf"] = "updown"
+    availability: bool = False
+    min_available: Count = 1
+    deadline: Positive | None = None
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    memory_overhead: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+    speed_scale: Positive = 1.0
+    expert_compute: AtLeastZero = 1.0
+    shared_compute: AtLeastZero = 0.0
+    expert_bytes: Positive | None = None
+    shared_bytes: AtLeastZero | None = None
+    jitter: AtLeastZero = 0.0
+
+    @model_validator(mode="after")
+    def _only_what_has_an_effect(self) -> Self:
+        needs_clock = {"availability": False, "deadline": None, "jitter": 0.0}
+        for name, default in needs_clock.items():
+            if self.source == "none" and getattr(self, name) != default:
+                msg = f"{name} = {getattr(self, name)}: needs devices: set source to 'synthetic' or 'phones'"
+                raise ValueError(msg)
+        if self.min_available > 1 and not self.availability:
+            msg = f"min_available = {self.min_available}: needs availability = true"
+            raise ValueError(msg)
+        if self.bandwidth == "mobiperf" and self.source != "phones":
+            msg = f"bandwidth = 'mobiperf': needs source = 'phones', not {self.source!r}"
+            raise ValueError(msg)
+        return self
+
+
 class TrainConfig(_Section):
     """All settings of a training run.
 
@@ -242,8 +318,9 @@ class TrainConfig(_Section):
     clients : ClientsConfig
     model : ModelConfig
     local : LocalConfig
+    devices : DevicesConfig
     device : str
-        A torch device.
+        A torch device; it has nothing to do with `devices`.
     threads : int
         Threads of torch in every process; 1 keeps results the same on machines of any size.
     workers : int
@@ -251,7 +328,7 @@ class TrainConfig(_Section):
         Must be 1 on devices other than the CPU.
     report_seconds : bool
         Tell the policy the measured wall time of each client. Off by default: a policy that plans by measured
-        times cannot be replayed exactly.
+        times cannot be replayed exactly. With `devices` it is told simulated times instead.
     """
 
     policy: Annotated[str, Field(min_length=1)] = "balanced"
@@ -262,6 +339,7 @@ class TrainConfig(_Section):
     clients: ClientsConfig = ClientsConfig()
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
+    devices: DevicesConfig = DevicesConfig()
     device: str = "cpu"
     threads: Count = 1
     workers: Count = 1
@@ -276,6 +354,13 @@ class TrainConfig(_Section):
     def _top_k_within_experts(self) -> Self:
         if self.model.routing == "top-k" and self.model.top_k > self.model.experts:
             msg = f"model.top_k = {self.model.top_k}: must be <= model.experts = {self.model.experts}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_seconds(self) -> Self:
+        if self.report_seconds and self.devices.source != "none":
+            msg = f"report_seconds = True: with devices.source = {self.devices.source!r} times are simulated"
             raise ValueError(msg)
         return self
 

@@ -233,7 +233,7 @@ def measure(run: Run, target: float | None) -> dict[str, float | None]:
         One per `MEASURES`; None where the records say nothing of it.
     """
     reached = None if target is None else run.rounds_to(target)
-    seconds, up, down = (_totals(run, key) for key in ("simulated_seconds", "bytes_up", "bytes_down"))
+    seconds, up, down = (_totals(run, key) for key in ("simulated_round", "bytes_up", "bytes_down"))
     traffic = None if up is None or down is None else up + down
     training = run.total(*(phase for phase in PHASES if phase != "evaluate_seconds"))
     scheduling = run.total("schedule_seconds")

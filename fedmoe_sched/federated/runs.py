@@ -3,7 +3,7 @@
 A run folder holds
 
 - ``config.toml``: the settings, in full;
-- ``clients.npz``: class counts, group and capacity of every client;
+- ``clients.npz``: class counts, group and capacity of every client, and its device profile where it has one;
 - ``metrics.jsonl``: one JSON object per finished round;
 - ``schedules/round-00001.npz``, ...: assignment, fitness, samples and client accuracy of every round;
 - ``checkpoint/round-00012/``: all that is needed to go on after that round.
@@ -37,7 +37,10 @@ _MODEL, _POLICY = "model.npz", "policy.npz"
 
 
 def is_timing(key: str) -> bool:
-    """Whether a metric is measured wall time, and so differs between runs that are otherwise the same."""
+    """Whether a metric is measured wall time, and so differs between runs that are otherwise the same.
+
+    Simulated times do not, and are named otherwise: ``simulated_round``, ``simulated_time``.
+    """
     return key.endswith("seconds")
 
 
@@ -262,6 +265,11 @@ class Run:
         # The difference of equal decimal fractions is not always their decimal difference.
         return int(np.argmax(smooth >= smooth.max() - tolerance - 1e-12)) + 1
 
+    def time_to(self, target: float, key: str = "accuracy") -> float | None:
+        """Return the simulated seconds until a metric reaches `target`; None if never, or without a clock."""
+        reached = self.rounds_to(target, key)
+        return None if reached is None else self.records[reached - 1].get("simulated_time")
+
     def schedule_arrays(self, key: str) -> npt.NDArray[Any]:
         """Stack one array of all rounds' schedules.
 
@@ -284,14 +292,15 @@ class Run:
         Parameters
         ----------
         target : float, optional
-            Accuracy to reach, for ``rounds_to_target``.
+            Accuracy to reach, for ``rounds_to_target`` and ``simulated_time_to_target``.
 
         Returns
         -------
         dict
             Final and best accuracy, the mean over the last five rounds, client accuracies, and means over the
             rounds of load CV, fitness given up, gap (None where no schedule has one) and solve time; ``seconds``
-            is all measured time of the rounds.
+            is all measured time of the rounds. ``bytes_down`` and ``bytes_up`` are the traffic of all rounds,
+            ``simulated_time`` the simulated seconds; None where no record has them.
         """
         last = self.records[-1]
         accuracy = self.series("accuracy")
@@ -304,12 +313,20 @@ class Run:
             "client_accuracy_mean": last["client_accuracy_mean"],
             "client_accuracy_worst_decile": last["client_accuracy_worst_decile"],
             "rounds_to_target": None if target is None else self.rounds_to(target),
+            "simulated_time": last.get("simulated_time"),
+            "simulated_time_to_target": None if target is None else self.time_to(target),
+            "bytes_down": self._total("bytes_down"),
+            "bytes_up": self._total("bytes_up"),
             "load_cv": _mean(self.series("load_cv")),
             "fitness_given_up": _mean(self.series("fitness_given_up")),
             "gap": _mean(self.series("gap")),
             "solve_seconds": _mean(self.series("solve_seconds")),
             "seconds": self.total(*PHASES),
         }
+
+    def _total(self, key: str) -> int | None:
+        known = [int(record[key]) for record in self.records if record.get(key) is not None]
+        return sum(known) if known else None
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

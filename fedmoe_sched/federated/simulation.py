@@ -22,13 +22,17 @@ from torch import Tensor
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.federated.aggregate import Aggregation, aggregate
 from fedmoe_sched.federated.client import LocalResult
+from fedmoe_sched.federated.clock import Gathering, Outcome, SimulatedClock
 from fedmoe_sched.federated.config import TrainConfig
+from fedmoe_sched.federated.cost import model_cost
+from fedmoe_sched.federated.devices import draw_devices
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
 from fedmoe_sched.federated.workers import ClientJob, client_pool
 from fedmoe_sched.policies import Policy, load_policy, make_policy
+from fedmoe_sched.scores import profile_table
 
 __all__ = ["Callback", "RunResult", "run_training"]
 
@@ -36,7 +40,7 @@ Record = dict[str, Any]
 Callback = Callable[[Record], None]
 
 # Streams of random numbers, by purpose.
-_AVAILABLE, _FAILED, _LOCAL = 1, 2, 3
+_DRAWN, _FAILED, _LOCAL, _JITTER = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -135,25 +139,50 @@ class _Loop:
         width = len(str(config.clients.count - 1))
         self.names = [f"client-{i:0{width}d}" for i in range(config.clients.count)]
         self.numbers = {name: i for i, name in enumerate(self.names)}
-        self.policy: Policy = make_policy(
-            config.policy, config.model.experts, **{"seed": config.seed, **config.policy_options}
-        )
         channels = self.data.train_images.shape[1]
         self.model = build_model(config.model, channels, self.data.n_classes, seed=config.seed).to(self.device)
         self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.devices = draw_devices(
+            config.devices, config.clients.count, seed=config.seed, data_dir=config.data.dir
+        )
+        self.clock = self._new_clock()
+        self.policy = self._new_policy()
         self.held: list[list[int]] = [[] for _ in self.names]  # of each client, when it was last planned
         self.round = 0
         self.pool = client_pool(config, self.data, self.partition.samples)
+
+    def _new_clock(self) -> SimulatedClock:
+        config = self.config
+        sizes = {name: value.numel() * value.element_size() for name, value in self.state.items()}
+        return SimulatedClock(
+            model_cost(sizes, config.local, config.devices),
+            config.model.experts,
+            samples=[len(rows) * config.local.epochs for rows in self.partition.samples],
+            devices=self.devices,
+            deadline=config.devices.deadline,
+            min_available=config.devices.min_available,
+        )
+
+    def _new_policy(self) -> Policy:
+        config = self.config
+        # Options of the config come on top: a policy may be made to misjudge or to ignore the devices.
+        options = {"seed": config.seed, **self.clock.policy_options(), **config.policy_options}
+        policy = make_policy(config.policy, config.model.experts, **options)
+        for i, profile in enumerate(self.clock.profiles):
+            policy.add_client(self.names[i], capacity=self.capacity[i], profile=profile)
+        return policy
 
     def write_clients(self) -> None:
         """Write what figures need to know of the clients."""
         from fedmoe_sched._files import write_archive
 
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "counts": self.partition.counts,
             "groups": self.partition.groups,
             "capacity": np.array(self.capacity, dtype=np.int64),
         }
+        if self.devices is not None:
+            arrays["profiles"] = profile_table(self.devices.profiles)
         write_archive(self.folder.clients_file, arrays, {"names": self.names})
 
     # One round -----------------------------------------------------------------------------------------------
@@ -162,37 +191,57 @@ class _Loop:
         """Run a round and put its record, its arrays and a checkpoint on disk."""
         number = self.round + 1
         clock = _Clock()
-        schedule = self.policy.plan({self.names[i]: self.capacity[i] for i in self._available(number)})
+        gathering = self.clock.gather(self._drawn(number))
+        schedule = self.policy.plan({self.names[i]: self.capacity[i] for i in gathering.clients})
         assigned = {str(name): [int(j) for j in experts] for name, experts in schedule.experts_by_client().items()}  # type: ignore[call-overload]
         clock.lap("schedule_seconds")
-        failed = self._failed(number)
-        working = [name for name, experts in assigned.items() if experts and self.numbers[name] not in failed]
+        planned = [name for name, experts in assigned.items() if experts]
+        outcome = self._simulate(number, gathering, {name: assigned[name] for name in planned})
+        # Nobody would see what the others learn: it costs no time to simulate.
+        working = [name for name, answered in zip(planned, outcome.answered.tolist(), strict=True) if answered]
         results = self.pool.train(self.state, [self._job(number, name, assigned[name]) for name in working])
         clock.lap("train_seconds")
         combined = aggregate(self.state, [result.update for result in results], assigned=assigned)
         self.state = combined.state
         clock.lap("aggregate_seconds")
-        closed = self._report(assigned, results, combined)
+        closed = self._report(assigned, results, combined, self._seconds(planned, outcome, results))
         clock.lap("feedback_seconds")
         for name, experts in assigned.items():
             self.held[self.numbers[name]] = experts
         evaluation = evaluate(self.model, self.state, self.prepared, self.held, device=self.device)
         clock.lap("evaluate_seconds")
-        record = _record(closed, results, combined, evaluation) | clock.laps
+        record = _record(closed, results, combined, evaluation) | outcome.record | clock.laps
         self.folder.write_schedule(number, self._arrays(assigned, results, evaluation))
         self._checkpoint(number, self.folder.append(record))
         return record
 
-    def _available(self, number: int) -> list[int]:
+    def _drawn(self, number: int) -> list[int]:
+        """Draw who may take part: a share of all clients, whether available or not."""
         n = len(self.names)
         count = max(1, round(self.config.clients.participation * n))
         if count == n:
             return list(range(n))
-        return sorted(self._random(_AVAILABLE, number).permutation(n)[:count].tolist())
+        return sorted(self._random(_DRAWN, number).permutation(n)[:count].tolist())
 
-    def _failed(self, number: int) -> set[int]:
-        drawn = self._random(_FAILED, number).random(len(self.names))
-        return set(np.flatnonzero(drawn < self.config.clients.failure_rate).tolist())
+    def _simulate(self, number: int, gathering: Gathering, planned: Mapping[str, list[int]]) -> Outcome:
+        """Find out who answers, before anybody trains."""
+        n, clients = len(self.names), [self.numbers[name] for name in planned]
+        trained = np.zeros((len(clients), self.config.model.experts), dtype=np.bool_)
+        for row, experts in enumerate(planned.values()):
+            trained[row, experts] = True
+        failed = self._random(_FAILED, number).random(n) < self.config.clients.failure_rate
+        factor = np.exp(self.config.devices.jitter * self._random(_JITTER, number).standard_normal(n))
+        return self.clock.run(gathering, clients, trained, failed[clients], factor[clients])
+
+    def _seconds(
+        self, planned: Sequence[str], outcome: Outcome, results: Sequence[LocalResult]
+    ) -> dict[str, float]:
+        """Return the round times that the policy is told."""
+        if outcome.seconds is not None:
+            return dict(zip(planned, outcome.seconds.tolist(), strict=True))
+        if self.config.report_seconds:
+            return {str(result.update.client): result.seconds for result in results}
+        return {}
 
     def _random(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, purpose, number])
@@ -202,7 +251,11 @@ class _Loop:
         return ClientJob(name, client, experts, (self.config.seed, _LOCAL, number, client))
 
     def _report(
-        self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], combined: Aggregation
+        self,
+        assigned: Mapping[str, list[int]],
+        results: Sequence[LocalResult],
+        combined: Aggregation,
+        seconds: Mapping[str, float],
     ) -> dict[str, Any]:
         """Feed the policy, in the order of the plan, and close its round."""
         answers = {str(result.update.client): result for result in results}
@@ -216,7 +269,7 @@ class _Loop:
                 continue
             samples = result.update.expert_samples
             feedback = {j: (samples[j], result.rewards[j]) for j in experts}
-            self.policy.report(name, feedback, seconds=result.seconds if self.config.report_seconds else None)
+            self.policy.report(name, feedback, seconds=seconds.get(name))
         return self.policy.close_round().to_dict()
 
     def _arrays(
@@ -251,9 +304,13 @@ class _Loop:
 
     def _checkpoint(self, number: int, metrics_bytes: int) -> None:
         arrays = {name: value.cpu().numpy() for name, value in self.state.items()}
-        self.folder.save_checkpoint(
-            number, arrays, {"metrics_bytes": metrics_bytes, "held": self.held}, self.policy
-        )
+        metadata = {
+            "metrics_bytes": metrics_bytes,
+            "held": self.held,
+            "simulated_time": self.clock.time,
+            "devices": None if self.devices is None else self.devices.fingerprint(),
+        }
+        self.folder.save_checkpoint(number, arrays, metadata, self.policy)
         self.round = number
 
     def restore(self) -> None:
@@ -267,6 +324,10 @@ class _Loop:
             if name not in arrays or arrays[name].shape != tuple(value.shape):
                 msg = f"{policy_file.with_name('model.npz')}: its parameter {name!r} does not fit the settings"
                 raise StateFileError(msg)
+        if self.devices is not None and metadata["devices"] != self.devices.fingerprint():
+            msg = f"run folder {self.folder.path}: was started with other devices (other files of measurements?)"
+            raise InputError(msg)
+        self.clock.time = metadata.get("simulated_time", 0.0)  # not in runs from before there was a clock
         self.state = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.state}
         self.policy = load_policy(policy_file)
         self.held, self.round = metadata["held"], metadata["round"]

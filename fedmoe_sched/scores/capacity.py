@@ -6,7 +6,8 @@ sending takes ``bytes / bandwidth``. Latency, and how both split over experts, a
 
     seconds_i(S) = correction_i * ( latency_i
                    + 3 samples ms_per_sample_i / 1000 * (shared_compute + sum_{j in S} expert_compute_j)
-                   + (1 / down_i + 1 / up_i) * (shared_bytes + sum_{j in S} expert_bytes_j) )
+                   + (1 / down_i + 1 / up_i) * sum_{j in S} expert_bytes_j
+                   + shared_bytes / down_i + shared_up_bytes / up_i )
     memory(S)    = memory_overhead * (shared_bytes + sum_{j in S} expert_bytes_j)
 """
 
@@ -106,6 +107,8 @@ class ExpertCost:
     samples : float, default 0.0
         Samples that a client trains on per round (batch size times local steps); each passes through all its
         experts in the worst case, which is the one counted.
+    shared_up_bytes : float, optional
+        What of the shared part is sent back; less than `shared_bytes`, the default, where some of it is frozen.
 
     Raises
     ------
@@ -119,9 +122,12 @@ class ExpertCost:
     shared_compute: float = 0.0
     memory_overhead: float = 4.0
     samples: float = 0.0
+    shared_up_bytes: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if getattr(self, field.name) is None and field.default is None:
+                continue
             given = np.asarray(getattr(self, field.name))
             least = 1.0 if field.name == "memory_overhead" else 0.0
             values = as_vector(field.name, given.reshape(-1), given.size, "one per expert", least=least).tolist()
@@ -130,6 +136,11 @@ class ExpertCost:
                 msg = f"{field.name}: has shape {given.shape}, must be one number"
                 raise InputError(msg)
             object.__setattr__(self, field.name, values[0] if scalar else tuple(values))
+
+    @property
+    def shared_upload(self) -> float:
+        """Bytes of the shared part that are sent back."""
+        return self.shared_bytes if self.shared_up_bytes is None else self.shared_up_bytes
 
     def bytes_of(self, n_experts: int) -> FloatArray:
         """Return the size of each of m experts; shape (m,), float64."""
@@ -176,7 +187,8 @@ def _rates(
     """Seconds per unit of compute, seconds per byte, and seconds before the first expert; each of shape (n,)."""
     compute = correction * TRAINING_FACTOR * cost.samples * profiles[:, 0] / 1000
     transfer = correction * (1 / profiles[:, 2] + 1 / profiles[:, 3])
-    fixed = correction * profiles[:, 4] + compute * cost.shared_compute + transfer * cost.shared_bytes
+    shared = correction * (cost.shared_bytes / profiles[:, 2] + cost.shared_upload / profiles[:, 3])
+    fixed = correction * profiles[:, 4] + compute * cost.shared_compute + shared
     return compute, transfer, fixed
 
 
