@@ -84,9 +84,7 @@ def save_experiment_figures(
 
 def _figures(arms: Arms, title: str, target: float | None) -> dict[str, Figure]:
     figures = {"accuracy": rounds_figure(arms, title, target=target)}
-    if all(
-        "simulated_round" in record for rows in arms.values() for row in rows for record in _run(row).records
-    ):
+    if all("simulated_round" in record for rows in arms.values() for row in rows for record in _run(row).records):
         figures["accuracy-time"] = simulated_time_figure(arms, title, target=target)
     figures["final"] = final_figure(arms, title)
     figures["balance"] = balance_figure(arms, title)

@@ -65,7 +65,7 @@ class TestFile:
         assert len({plan.folder for plan in plans}) == 8
         config = plans[7].config
         assert (config.policy, config.seed, config.rounds, config.clients.split) == ("balanced", 1, 3, "iid")
-        assert config.policy_options == {"fitness": {"prior": 0.5}, "balance": 0.1}
+        assert config.policy_options == {"balance": 0.1}
 
     def test_a_table_of_changes_leaves_its_other_settings_alone(self):
         plan = experiment(grid=GRID).plan()[0]

@@ -20,6 +20,7 @@ from fedmoe_sched.errors import InfeasibleError, InputError, StateFileError
 from fedmoe_sched.federated import TrainConfig, run_training, simulation, workers
 from fedmoe_sched.federated.runs import is_timing, read_run
 from fedmoe_sched.scheduler import Scheduler
+from fedmoe_sched.scores import FitnessOptions
 
 pytestmark = pytest.mark.train
 
@@ -93,7 +94,7 @@ def test_some_clients_failed_and_only_they_were_left_out(whole):
 
 def test_the_fitness_is_learnt_from_rewards_of_trained_pairs_only(whole):
     run = whole[1].run
-    prior = small().policy_options["fitness"]["prior"]
+    prior = FitnessOptions().prior
     fitness = np.nan_to_num(run.schedule_arrays("fitness"), nan=prior)  # of clients not seen yet
     trained = run.schedule_arrays("samples") > 0
     before = np.concatenate([np.full_like(fitness[:1], prior), fitness[:-1]])

@@ -255,7 +255,7 @@ def test_usage_in_compute():
 
 @pytest.mark.parametrize(("exploration", "other"), [(0.0, False), (1.0, True)])
 def test_exploration_bonus_counts_in_the_plan(exploration, other):
-    options = {"exploration": exploration, "rate": 1.0}
+    options = {"exploration": exploration, "rate": 1.0, "prior": 0.0}
     scheduler = Scheduler(2, fitness=options, balance=None, usage_weight=0.0)
     [first] = scheduler.plan(["a"]).experts_of("a")
     scheduler.report("a", {first: (1, 0.1)})
@@ -263,6 +263,17 @@ def test_exploration_bonus_counts_in_the_plan(exploration, other):
     # One round, one trial: 0.1 + sqrt(ln 2 / 2) = 0.69 for the tried expert, sqrt(ln 2) = 0.83 for the other.
     assert scheduler.plan(["a"]).experts_of("a") == [1 - first if other else first]
     assert scheduler.close_round().fitness_given_up == pytest.approx(1.0 if other else 0.0)
+
+
+def test_by_default_every_expert_is_tried_before_one_that_disappoints_is_kept():
+    scheduler, rewards, tried = Scheduler(3, balance=None, usage_weight=0.0), [0.5, 0.9, 0.6], []
+    for _ in range(12):
+        [expert] = scheduler.plan(["a"]).experts_of("a")
+        scheduler.report("a", {expert: (1, rewards[expert])})
+        scheduler.close_round()
+        tried.append(expert)
+    assert sorted(tried[:3]) == [0, 1, 2]
+    assert set(tried[-5:]) == {1}
 
 
 def test_cancelled_round_can_be_planned_again_alike():

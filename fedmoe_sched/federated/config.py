@@ -309,8 +309,7 @@ class TrainConfig(_Section):
         Alignment policy by name, see `fedmoe_sched.policies`.
     policy_options : dict
         Keyword arguments of the policy (``balance``, ``usage_weight``, ``solver``, ...). TOML knows no None: the
-        text ``"none"`` stands for it. By default fitness starts at 0.5: experts that do worse than that on a
-        client's data are left for untried ones, so that the policy finds out which suit it.
+        text ``"none"`` stands for it.
     rounds : int
     seed : int
         Of data split, model, client sampling, local training and policy.
@@ -332,7 +331,7 @@ class TrainConfig(_Section):
     """
 
     policy: Annotated[str, Field(min_length=1)] = "balanced"
-    policy_options: dict[str, Any] = {"fitness": {"prior": 0.5}}
+    policy_options: dict[str, Any] = {}
     rounds: Count = 40
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()

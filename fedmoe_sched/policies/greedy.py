@@ -15,8 +15,8 @@ class GreedyPolicy(RulePolicy):
 
     Source: the baseline "greedy" of figure 3 of Chen et al. 2025 (arXiv 2507.05685) [T]; the paper gives no
     formula, ``d_ij = F_ij`` and ties to the lower expert number are our reading [I]. Where all fitness is equal,
-    as at the start, all clients of one capacity therefore choose alike; an exploration bonus or a higher prior
-    (`FitnessOptions`) makes them try others.
+    as at the start, all clients of one capacity therefore choose alike; the prior and the exploration bonus
+    (`FitnessOptions`) decide whether they try others.
     """
 
     name: ClassVar[str] = "greedy"

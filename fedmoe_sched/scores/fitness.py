@@ -36,10 +36,11 @@ class FitnessOptions:
     ----------
     rate : float, default 0.3
         ``beta`` in ``Q <- (1 - beta) Q + beta s``, in (0, 1].
-    prior : float or sequence of m floats, default 0.0
-        Fitness of a pair that was never trained: "nothing is known to suit". With rewards in [0, 1], 1.0 is the
-        optimistic start: every expert is tried before one that disappoints is kept (Sutton and Barto,
-        *Reinforcement Learning*, section 2.6).
+    prior : float or sequence of m floats, default 1.0
+        Fitness of a pair that was never trained. The best possible reward is the optimistic start: every expert is
+        tried before one that disappoints is kept (Sutton and Barto, *Reinforcement Learning*, section 2.6). The
+        default is that for rewards in [0, 1]; with 0.0, "nothing is known to suit", clients stay with the experts
+        that they happened to begin with.
     on_idle : {"keep", "decay"}, default "keep"
         What becomes of pairs that were not trained in a round: kept as they are (FLEX-MoE, arXiv 2512.23070 [S]),
         or moved towards the prior, ``Q <- (1 - idle_decay) Q + idle_decay * prior`` (Chen et al. 2025,
@@ -56,7 +57,7 @@ class FitnessOptions:
     """
 
     rate: float = 0.3
-    prior: float | tuple[float, ...] = 0.0
+    prior: float | tuple[float, ...] = 1.0
     on_idle: Literal["keep", "decay"] = "keep"
     idle_decay: float = 0.02
     exploration: float = 0.0
