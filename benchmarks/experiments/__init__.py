@@ -1,0 +1,1 @@
+"""Training experiments as TOML files, and what publishes their results."""
