@@ -6,7 +6,7 @@ Usage::
     python -m benchmarks.experiments.publish results
 
 Takes from ``results/NAME`` what ``docs/alignment.md`` names as ``alignment/NAME/...``: tables (``summary.md``,
-without its title and notes), ``runs.csv`` and figures. Nothing else is copied, and what the page no longer names is
+without its title and notes), ``runs.csv`` and figures. Nothing else is copied; what the page no longer names is
 removed.
 """
 
