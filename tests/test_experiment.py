@@ -219,8 +219,8 @@ class TestTables:
         text = (tmp_path / "summary.md").read_text(encoding="utf-8")
         assert "| random | 2 | 0.300 ± 0.141 | 0.400 ± 0.141 |" in text
         assert "| balanced, 0.1 | 1 | 0.200 | 0.300 |" in text
-        assert "| random | 2 | 1.0 ± 0.0 | 2.0 (1 of 2) |" in text
-        assert "| balanced, 0.1 | 1 | 1.0 | never |" in text
+        assert "| random | 2 | 1.0 ± 0.0 | 1.0 ± 0.0 | 2.0 (1 of 2) | 2.0 ± 1.4 |" in text
+        assert "| balanced, 0.1 | 1 | 1.0 | 1.0 | never | 3.0 |" in text
         assert "simulated" not in text
         assert "mean gap" not in text
 

@@ -61,7 +61,9 @@ MEASURES = (
     Measure("client_accuracy_mean", "clients, mean", "Accuracy", 3),
     Measure("client_accuracy_worst_decile", "clients, worst decile", "Accuracy", 3),
     Measure("rounds_to_converge", "rounds to converge", "Speed", 1),
+    Measure("client_rounds_to_converge", "rounds to converge, clients", "Speed", 1),
     Measure("rounds_to_target", "rounds to target", "Speed", 1),
+    Measure("client_rounds_to_target", "rounds to target, clients", "Speed", 1),
     Measure("simulated_seconds_to_target", "simulated time to target (s)", "Speed", 1),
     Measure("megabytes_to_target", "traffic to target (MB)", "Speed", 1),
     Measure("load_cv", "load CV", "Balance", 3),
@@ -81,7 +83,8 @@ _NOTES = f"""\
 Mean ± sample standard deviation over the seeds; "(2 of 3)": two of three seeds have a value.
 
 - Accuracy: mean over the last {_LAST} rounds, except "best"; clients have their own experts and class mix.
-- Speed: a run has converged in the first round whose accuracy, averaged over the 5 rounds around it, is within \
+- Speed: of the global model, and of the clients on average where said. A run has converged in the first round \
+whose accuracy, averaged over the 5 rounds around it, is within \
 0.01 of the best such average. "never": no seed reached the target.
 - Balance: load CV, fitness given up and gap are means over the rounds. The Jain index is 1 where all experts (by \
 clients that trained them) or all clients (by rounds answered) got the same.
@@ -244,7 +247,9 @@ def measure(run: Run, target: float | None) -> dict[str, float | None]:
         "client_accuracy_mean": _mean(run, "client_accuracy_mean", _LAST),
         "client_accuracy_worst_decile": _mean(run, "client_accuracy_worst_decile", _LAST),
         "rounds_to_converge": run.rounds_to_converge(),
+        "client_rounds_to_converge": run.rounds_to_converge("client_accuracy_mean"),
         "rounds_to_target": reached,
+        "client_rounds_to_target": None if target is None else run.rounds_to(target, "client_accuracy_mean"),
         "simulated_seconds_to_target": _until(seconds, reached),
         "megabytes_to_target": _until(traffic, reached, 1e-6),
         "load_cv": values["load_cv"],
