@@ -144,11 +144,18 @@ def rounds_figure(arms: Arms, title: str, *, target: float | None = None) -> Fig
     matplotlib.figure.Figure
         Global accuracy to the left, the mean over the clients to the right.
     """
+    shade = 0.15 if len(arms) < 5 else 0.08
 
-    def curves(rows: Sequence[RunRow], key: str) -> tuple[Floats, Floats]:
-        return _run(rows[0]).series("round"), np.array([_run(row).series(key) for row in rows])
+    def draw(axes: Axes, rows: Sequence[RunRow], key: str, style: dict[str, Any]) -> None:
+        rounds, values = _run(rows[0]).series("round"), np.array([_run(row).series(key) for row in rows])
+        mean = values.mean(axis=0)
+        axes.plot(rounds, mean, linewidth=1.6, **style)
+        if len(rows) > 1:
+            spread = values.std(axis=0, ddof=1)
+            low, high = np.clip([mean - spread, mean + spread], 0, 1)
+            axes.fill_between(rounds, low, high, color=style["color"], alpha=shade, linewidth=0)
 
-    figure = _curve_figure(arms, curves, target)
+    figure = _curve_figure(arms, draw, target)
     for axes in figure.axes:
         axes.set_xlabel("round")
         whole_numbers(axes)
@@ -157,7 +164,7 @@ def rounds_figure(arms: Arms, title: str, *, target: float | None = None) -> Fig
 
 
 def simulated_time_figure(arms: Arms, title: str, *, target: float | None = None) -> Figure:
-    """Draw accuracy over simulated time: mean and standard deviation at equal times, as long as all seeds run.
+    """Draw accuracy over simulated time, a line per run: seeds differ in how long their rounds take and wait.
 
     Parameters
     ----------
@@ -173,35 +180,27 @@ def simulated_time_figure(arms: Arms, title: str, *, target: float | None = None
         Global accuracy to the left, the mean over the clients to the right.
     """
 
-    def curves(rows: Sequence[RunRow], key: str) -> tuple[Floats, Floats]:
-        clocks = [np.cumsum(_run(row).series("simulated_round")) for row in rows]
-        times = np.linspace(max(clock[0] for clock in clocks), min(clock[-1] for clock in clocks), 200)
-        series = [_run(row).series(key) for row in rows]
-        return times, np.array([np.interp(times, c, values) for c, values in zip(clocks, series, strict=True)])
+    def draw(axes: Axes, rows: Sequence[RunRow], key: str, style: dict[str, Any]) -> None:
+        for row in rows:
+            hours = np.cumsum(_run(row).series("simulated_round")) / 3600
+            axes.plot(hours, _run(row).series(key), linewidth=1.1, **style)
 
-    figure = _curve_figure(arms, curves, target)
+    figure = _curve_figure(arms, draw, target)
     for axes in figure.axes:
-        axes.set_xlabel("simulated time (s)")
-    figure.suptitle(f"{title}\naccuracy over simulated time, mean ± one standard deviation over the seeds")
+        axes.set_xlabel("simulated time (h)")
+    figure.suptitle(f"{title}\naccuracy over simulated time, each seed")
     return figure
 
 
 def _curve_figure(
-    arms: Arms, curves: Callable[[Sequence[RunRow], str], tuple[Floats, Floats]], target: float | None
+    arms: Arms, draw: Callable[[Axes, Sequence[RunRow], str, dict[str, Any]], None], target: float | None
 ) -> Figure:
     figure = new_figure(10.5, 4.4 + _legend_height(arms))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (key, name) in zip(panels, _CURVES.items(), strict=True):
         for number, rows in enumerate(arms.values()):
-            x, values = curves(rows, key)
-            mean = values.mean(axis=0)
             # The first arms on top: dashes show a later arm's solid line of the same values below them.
-            axes.plot(x, mean, linewidth=1.6, zorder=4 - number / len(arms), **_style(number))
-            if len(rows) > 1:
-                spread = values.std(axis=0, ddof=1)
-                colour = _style(number)["color"]
-                low, high = np.clip([mean - spread, mean + spread], 0, 1)
-                axes.fill_between(x, low, high, color=colour, alpha=0.15 if len(arms) < 5 else 0.08, linewidth=0)
+            draw(axes, rows, key, {"zorder": 4 - number / len(arms), **_style(number)})
         axes.set_title(name, fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy")

@@ -296,7 +296,7 @@ class TestFigures:
         again = save_experiment_figures(*rows, tmp_path / "figures", formats=("svg",))
         assert all(path.read_bytes() == first[path] for path in again)
 
-    def test_curves_are_means_in_a_band_of_one_deviation(self, rows):
+    def test_curves_over_rounds_are_means_in_a_band_and_over_time_each_seed(self, rows):
         from fedmoe_sched.experiment_figures import rounds_figure, simulated_time_figure
 
         arms = {"random": [row for row in rows[1] if row.arm == "random"]}  # 0.3 and 0.5 in the last round
@@ -307,9 +307,10 @@ class TestFigures:
         assert band[band[:, 0] == 3][:, 1].max() == pytest.approx(0.4 + np.sqrt(0.02))
         assert left.lines[1].get_ydata() == [0.4, 0.4]
         time_axes = simulated_time_figure(arms, "title").axes[0]
-        # Rounds take 10 s and 12 s: drawn from where both have a round to where the first ends.
-        assert time_axes.lines[0].get_xdata()[[0, -1]] == pytest.approx([12, 30])
-        assert time_axes.lines[0].get_ydata()[-1] == pytest.approx((0.3 + 0.35) / 2)  # 30 s of 24 s to 36 s
+        # Rounds of seed 0 take 10 s, of seed 1 12 s.
+        assert time_axes.lines[0].get_xdata() * 3600 == pytest.approx([10, 20, 30])
+        assert time_axes.lines[1].get_xdata() * 3600 == pytest.approx([12, 24, 36])
+        assert [line.get_ydata()[-1] for line in time_axes.lines] == pytest.approx([0.3, 0.5])
 
     def test_ends_and_balance_show_every_seed(self, rows):
         from fedmoe_sched.experiment_figures import balance_figure, final_figure
