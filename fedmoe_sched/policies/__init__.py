@@ -28,6 +28,7 @@ __all__ = [
 
 #: Name to ``"module:Class"``.
 POLICIES: dict[str, str] = {
+    "scheduler": "fedmoe_sched.scheduler:Scheduler",
     "random": "fedmoe_sched.policies.random_policy:RandomPolicy",
     "greedy": "fedmoe_sched.policies.greedy:GreedyPolicy",
     "desirability": "fedmoe_sched.policies.desirability:DesirabilityPolicy",
@@ -132,11 +133,8 @@ def load_policy(path: PathLike) -> Scheduler:
         There is no such file.
     """
     _, metadata = read_archive(path)
-    name = metadata.get("policy")
-    if name == Scheduler.name:
-        return Scheduler.load(path)
     try:
-        cls = policy_class(str(name))
+        cls = policy_class(str(metadata.get("policy")))
     except InputError as error:
         msg = f"{path}: {error}"
         raise StateFileError(msg) from error
