@@ -22,7 +22,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
 ]
-exclude_patterns = ["_build", "study/*.md"]  # parts of the page study.md, written by `make study`
+# Parts of the pages study.md and alignment.md.
+exclude_patterns = ["_build", "study/*.md", "alignment/**/*.md"]
 templates_path = ["_templates"]
 # autosummary writes its pages with the first suffix.
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
