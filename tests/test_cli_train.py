@@ -81,7 +81,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--policy", "gredy"], "policy = 'gredy': must be one of random, greedy"),
+            (["--policy", "gredy"], "policy = 'gredy': must be one of scheduler, random, greedy"),
             (["--data", "mnist"], "data.name"),
             (["--clients", "0"], "clients.count"),
             (["--rounds", "-1"], "rounds"),
