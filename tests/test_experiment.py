@@ -99,7 +99,7 @@ class TestFile:
             ({"arms": [{"policy": "random"}]}, "e.toml: arms[0]: label"),
             (
                 {"arms": [{"label": "x", "policy": "radnom"}]},
-                "e.toml: arm 'x': policy = 'radnom': must be one of random",
+                "e.toml: arm 'x': policy = 'radnom': must be one of scheduler, random",
             ),
             (
                 {"arms": [{"label": "x", "set": {"policy-options.balanse": 1}}]},

@@ -260,7 +260,7 @@ def test_updates_that_are_not_finite_are_rejected_and_told_to_the_policy(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"policy": "clever"}, "policy = 'clever': must be one of random"),
+        ({"policy": "clever"}, "policy = 'clever': must be one of scheduler, random"),
         ({"policy_options": {"balanse": 1}}, "policy 'balanced'.*balanse"),
         ({"device": "cuda:99"}, "device = 'cuda:99': cannot be used here"),
         ({"device": "gpu"}, "device = 'gpu': cannot be used here"),
