@@ -400,6 +400,15 @@ class TestRunning:
         assert result.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
+    def test_data_that_are_missing_are_told_once_before_anything_runs(self, cli, tmp_path, monkeypatch):
+        monkeypatch.delenv("FEDMOE_SCHED_DATA", raising=False)
+        (tmp_path / "tiny.toml").write_text(TINY + '[[grid]]\nlabel = "c"\nset = { data.name = "cifar10" }\n')
+        result = cli("tiny.toml", "--output", "out")
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: data set 'cifar10': needs the folder of its files")
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("sign", ["SIGINT", "SIGKILL"])
     def test_when_it_ends_its_processes_end_and_it_can_go_on(self, tmp_path, monkeypatch, sign):
         pytest.importorskip("torch")

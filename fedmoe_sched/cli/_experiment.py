@@ -63,7 +63,7 @@ def run_experiment(
     Exit code 1 if some run failed; it is a row with its error, and is tried again the next time.
     """
     from fedmoe_sched.federated import Experiment
-    from fedmoe_sched.federated.experiment_runs import refuse_other_settings, run_all
+    from fedmoe_sched.federated.experiment_runs import refuse_missing_data, refuse_other_settings, run_all
 
     experiment = Experiment.from_toml(file)
     numbers = None if seeds is None else _numbers(seeds)
@@ -72,6 +72,7 @@ def run_experiment(
     plans = experiment.plan(seeds=numbers, only=only or (), changes=changes)
     everything = experiment.plan(seeds=[*experiment.seeds, *(numbers or ())], changes=changes)
     refuse_other_settings(everything, output)
+    refuse_missing_data(plans, output)
     show = _bars if sys.stdout.isatty() else _lines
     try:
         with show(plans) as on_event:

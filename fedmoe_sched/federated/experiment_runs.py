@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from fedmoe_sched.federated.experiment import PlannedRun
 from fedmoe_sched.federated.runs import RunFolder
 from fedmoe_sched.policies import POLICIES
 
-__all__ = ["Event", "error_of", "finished_rounds", "refuse_other_settings", "run_all"]
+__all__ = ["Event", "error_of", "finished_rounds", "refuse_missing_data", "refuse_other_settings", "run_all"]
 
 _WORKER = "fedmoe_sched.federated._experiment_worker"
 _ERROR_FILE = "error.txt"
@@ -75,6 +75,29 @@ def refuse_other_settings(plans: Sequence[PlannedRun], output: Path) -> None:
         file = RunFolder(output / plan.folder).config_file
         if file.exists():
             plan.config.refuse_to_continue(file)
+
+
+def refuse_missing_data(plans: Iterable[PlannedRun], output: Path) -> None:
+    """Read the data sets of the runs that are still to be made: what is missing is better told once, and now.
+
+    Parameters
+    ----------
+    plans : iterable of PlannedRun
+    output : Path
+        Folder of the experiment.
+
+    Raises
+    ------
+    DataFileError
+        A file is missing, truncated or corrupted.
+    """
+    from fedmoe_sched.federated.data import load_dataset
+
+    ahead = [plan for plan in plans if finished_rounds(output / plan.folder) < plan.config.rounds]
+    for name, folder, download in dict.fromkeys(
+        (plan.config.data.name, plan.config.data.dir, plan.config.data.download) for plan in ahead
+    ):
+        load_dataset(name, folder, download=download)
 
 
 def run_all(

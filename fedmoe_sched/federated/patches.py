@@ -236,7 +236,13 @@ def _cache_folder() -> Path:
 
 def _key(extractor: PatchExtractor, images: Images) -> str:
     digest = hashlib.sha256(repr((_FORMAT, images.shape, extractor.threshold, extractor.grid)).encode())
-    arrays: tuple[npt.NDArray[Any], ...] = (extractor.filters, extractor.offsets, extractor.projection, images)
+    arrays: tuple[npt.NDArray[Any], ...] = (
+        extractor.filters,
+        extractor.offsets,
+        extractor.mean,
+        extractor.projection,
+        images,
+    )
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
