@@ -35,8 +35,13 @@ class SchedulerCore:
     name: ClassVar[str] = "scheduler"
 
     #: What a policy keeps from round to round besides fitness and usage, by name. It is saved, loaded and grows
-    #: with the clients by itself; `Scheduler.learned_variables` brings it up to date, `variable` reads it.
+    #: with the clients by itself; `Scheduler.learned_variables` and `Scheduler.tell` bring it up to date,
+    #: `variable` reads it.
     variables: ClassVar[Mapping[str, StateVariable]] = {}
+
+    #: What is sent, trained, frozen and merged around the assignment, by name; a training loop knows what it
+    #: stands for (`fedmoe_sched.federated.methods`).
+    method: ClassVar[str] = "shared"
 
     def __init__(self, experts: int | Iterable[Hashable], **options: Any) -> None:
         self._experts = ExpertNames(experts)
@@ -118,6 +123,21 @@ class SchedulerCore:
         if clients is None:
             return self._variables.of(name)
         return self._variables.at(name, self._clients.numbers(clients))
+
+    def signals(self, when: str) -> tuple[str, ...]:
+        """Return what clients are asked for.
+
+        Parameters
+        ----------
+        when : {"once", "before", "after"}
+            See `StateVariable.told`.
+
+        Returns
+        -------
+        tuple of str
+            Names of variables; answers go to `Scheduler.tell`.
+        """
+        return tuple(name for name, kind in self._variables.kinds.items() if kind.told == when)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's options as plain values; a subclass adds its own.

@@ -16,7 +16,8 @@ from fedmoe_sched.errors import InputError
 
 __all__ = ["StateVariable", "Variables"]
 
-_AXES = ("expert", "client", "pair")
+_AXES = ("expert", "client", "pair", "vector")
+_TOLD = (None, "once", "before", "after")
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,25 @@ class StateVariable:
 
     Parameters
     ----------
-    per : {"expert", "client", "pair"}
-        The array is of shape (m,), (n,) or (n, m), with n the number of known clients: it grows with them.
+    per : {"expert", "client", "pair", "vector"}
+        The array is of shape (m,), (n,), (n, m) or (n, w), with n the number of known clients: it grows with them.
+        The width w of a vector is that of the first one that a client tells, 0 before.
     start : float, default 0.0
         Value at the start, and of every client that is new.
+    told : {None, "once", "before", "after"}
+        Whether clients tell it, and when the policy asks them for it: once when they first appear; all available
+        ones before every plan; those that trained, of what they trained with, after the round. See
+        `Scheduler.tell`.
 
     Raises
     ------
     InputError
-        Neither of the three, or a start that is not finite.
+        None of these, a start that is not finite, or something per expert that a client should tell.
     """
 
-    per: Literal["expert", "client", "pair"]
+    per: Literal["expert", "client", "pair", "vector"]
     start: float = 0.0
+    told: Literal["once", "before", "after"] | None = None
 
     def __post_init__(self) -> None:
         if self.per not in _AXES:
@@ -45,6 +52,12 @@ class StateVariable:
             raise InputError(msg)
         if not math.isfinite(self.start):
             msg = f"start = {self.start}: must be finite"
+            raise InputError(msg)
+        if self.told not in _TOLD:
+            msg = f"told = {self.told!r}: must be one of {', '.join(map(repr, _TOLD))}"
+            raise InputError(msg)
+        if self.told and self.per == "expert":
+            msg = f"told = {self.told!r}: clients tell what is kept per client, pair or vector, not per expert"
             raise InputError(msg)
 
 
@@ -68,7 +81,12 @@ class Variables:
 
     def _shape(self, kind: StateVariable) -> tuple[int, ...]:
         m, n = self._n_experts, self._size
-        return {"expert": (m,), "client": (n,), "pair": (n, m)}[kind.per]
+        return {"expert": (m,), "client": (n,), "pair": (n, m), "vector": (n, 0)}[kind.per]
+
+    @property
+    def kinds(self) -> Mapping[str, StateVariable]:
+        """The variables by name."""
+        return self._kinds
 
     def add(self, count: int) -> None:
         """Add clients."""
@@ -119,7 +137,57 @@ class Variables:
     def put(self, values: Mapping[str, FloatArray]) -> None:
         """Store what `checked` returned."""
         for name, value in values.items():
-            self._values[name].rows[...] = value
+            rows = self._values[name].rows
+            if value.shape == rows.shape:
+                rows[...] = value
+            else:  # a vector that has got its width
+                self._values[name] = GrowingRows(value)
+
+    def told(self, client: int, news: Mapping[str, Any]) -> dict[str, FloatArray]:
+        """Check what a client tells, and return its row of each variable; nothing is stored.
+
+        Parameters
+        ----------
+        client : int
+            Its row; -1 for a client that is new.
+        news : mapping of str to float or array_like
+            One number for a variable per client, m for one per pair (NaN leaves what is known), w for a vector.
+
+        Raises
+        ------
+        InputError
+            A name that clients are not asked for, a wrong length, or a value that is not finite.
+        """
+        return {name: self._row(name, client, value) for name, value in news.items()}
+
+    def put_row(self, client: int, rows: Mapping[str, FloatArray]) -> None:
+        """Store the rows of one client."""
+        for name, row in rows.items():
+            values = self._values[name].rows
+            if self._kinds[name].per == "vector" and values.shape[1] == 0:
+                self._values[name] = GrowingRows(np.full((self._size, len(row)), self._kinds[name].start))
+                values = self._values[name].rows
+            values[client] = row
+
+    def _row(self, name: str, client: int, value: Any) -> FloatArray:
+        kind = self._kinds.get(name)
+        if kind is None or kind.told is None:
+            asked = [one for one, its in self._kinds.items() if its.told]
+            msg = f"signal {name!r}: must be one of {', '.join(asked) or 'none'}"
+            raise InputError(msg)
+        known = self.at(name, np.array([client], dtype=np.int64))[0]
+        given = np.asarray(value, dtype=np.float64).copy()
+        widths = {
+            "client": (),
+            "pair": (self._n_experts,),
+            "vector": known.shape if known.size else given.shape[:1],
+        }
+        if given.shape != widths[kind.per]:
+            msg = f"signal {name!r}: has shape {given.shape}, must be {widths[kind.per]} (per {kind.per})"
+            raise InputError(msg)
+        if kind.per == "pair":
+            given = np.where(np.isnan(given), known, given)
+        return as_vector(f"signal {name!r}", given.reshape(-1), given.size, "numbers").reshape(given.shape)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of all values; `restored` takes them back."""
@@ -158,6 +226,8 @@ class Variables:
     def _array(self, name: str, value: Any) -> FloatArray:
         kind, array = self._kinds[name], np.asarray(value)
         shape = self._shape(kind)
+        if kind.per == "vector" and array.ndim == 2:
+            shape = (shape[0], array.shape[1])
         if array.shape != shape:
             msg = f"variable {name!r}: has shape {array.shape}, must be {shape} (one per {kind.per})"
             raise InputError(msg)

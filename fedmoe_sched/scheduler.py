@@ -315,6 +315,52 @@ class Scheduler(SchedulerCore):
         results = {} if results is None else results
         opened.reports[position] = ClientReport.checked(client, results, assigned, seconds, failed=failed)
 
+    def tell(self, client: Hashable, signals: Mapping[str, Any]) -> None:
+        """Take in what a client says of itself; it holds at once, whether a round is open or not.
+
+        Parameters
+        ----------
+        client : hashable
+            One that is not known yet is added.
+        signals : mapping of str to float or array_like
+            By the names that `signals` returns: one number for a variable per client, m for one per pair, in the
+            order of `experts` (NaN where the client cannot tell), and any number, the same for all clients, for a
+            vector.
+
+        Raises
+        ------
+        InputError
+            A name that the policy does not ask for, a wrong shape or value; nothing was changed.
+        """
+        check_names("client", [client])
+        row = int(self._clients.numbers([client])[0])
+        try:
+            told = self._variables.told(row, signals)
+        except InputError as error:
+            msg = f"client {client!r}: {error}"
+            raise InputError(msg) from error
+        if row < 0:
+            self._add_new([client])
+            row = len(self._clients) - 1
+        self._variables.put_row(row, self.learned_signals(row, told))
+
+    def learned_signals(self, client: int, told: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+        """Return what a client's variables become by what it tells; by default just that.
+
+        Parameters
+        ----------
+        client : int
+            Row of the client in a variable per client or pair.
+        told : mapping of str to ndarray
+            Checked; of shape (), (m,) or (w,).
+
+        Returns
+        -------
+        mapping of str to array_like
+            New rows of any of the policy's variables per client, pair or vector.
+        """
+        return told
+
     def close_round(self) -> RoundRecord:
         """End the round: learn fitness, usage and speeds from the reports, and count who did not report as failed.
 

@@ -18,7 +18,7 @@ from fedmoe_sched.cli import app
 from fedmoe_sched.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -54,7 +54,7 @@ def test_the_comparison_can_fail():
             assert_same_output(wrong, "gap 0.0e+00, [1, 2]")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(examples(page))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(examples(page))], ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_print_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
@@ -87,8 +87,8 @@ def test_the_solver_table_is_the_registry(page):
 
 
 def test_the_policy_table_is_the_registry():
-    table = (ROOT / "docs/policies.md").read_text("utf-8").split("## Scores")[0]
-    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(POLICIES)
+    table = (ROOT / "docs/policies/index.md").read_text("utf-8").split("## Scores")[0]
+    assert re.findall(r"^\| \[?`([\w-]+)`", table, re.MULTILINE) == list(POLICIES)
 
 
 def test_every_command_in_the_pages_exists():

@@ -17,6 +17,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.availability import Availability
 from fedmoe_sched.federated.clock import SimulatedClock, round_times
 from fedmoe_sched.federated.devices import Devices
+from fedmoe_sched.federated.methods import Brief, work_of
 from fedmoe_sched.scores import CapacityProfile, ExpertCost
 
 pytestmark = pytest.mark.train
@@ -48,13 +49,11 @@ def run(clock, assigned, *, drawn=None, failed=(), factor=1.0):
     """Gather and run a round in which clients train the experts listed."""
     gathering = clock.gather(sorted(assigned) if drawn is None else drawn)
     clients = [i for i in sorted(assigned) if i in gathering.clients]
-    trained = np.zeros((len(clients), M), dtype=bool)
-    for row, i in enumerate(clients):
-        trained[row, assigned[i]] = True
+    briefs = [Brief(*3 * (tuple(assigned[i]),), down=tuple(assigned[i]), up=tuple(assigned[i])) for i in clients]
     return clock.run(
         gathering,
         clients,
-        trained,
+        work_of(briefs, M),
         np.array([i in failed for i in clients], dtype=bool),
         np.full(len(clients), factor),
     )

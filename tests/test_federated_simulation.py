@@ -18,6 +18,7 @@ pytest.importorskip("sklearn")
 
 from fedmoe_sched.errors import InfeasibleError, InputError, StateFileError
 from fedmoe_sched.federated import TrainConfig, run_training, simulation, workers
+from fedmoe_sched.federated.methods import Method
 from fedmoe_sched.federated.runs import is_timing, read_run
 from fedmoe_sched.scheduler import Scheduler
 from fedmoe_sched.scores import FitnessOptions
@@ -129,12 +130,10 @@ class StopError(Exception):
 
 # Steps of a round after each of which the process may end; the last one tears a line of the metrics.
 @pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize(
-    "moment", ["plan", "aggregate", "append", "write_schedule", "save_checkpoint", "torn line"]
-)
+@pytest.mark.parametrize("moment", ["plan", "merge", "append", "write_schedule", "save_checkpoint", "torn line"])
 def test_resuming_after_a_stop_at_every_step_of_a_round(whole, tmp_path, monkeypatch, moment, number):
     folder = tmp_path / "run"
-    homes = {"plan": Scheduler, "aggregate": simulation}
+    homes = {"plan": Scheduler, "merge": Method}
     name = "append" if moment == "torn line" else moment
     home = homes.get(moment, simulation.RunFolder)
     real, calls = getattr(home, name), []

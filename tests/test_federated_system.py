@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated import TrainConfig, run_training, simulation, workers
+from fedmoe_sched.federated.methods import Method
 from fedmoe_sched.federated.runs import is_timing, read_run
 from fedmoe_sched.policies import load_policy
 
@@ -152,13 +153,13 @@ def test_without_devices_there_are_bytes_and_no_times(tmp_path):
 
 @pytest.mark.parametrize("frozen", [(), ("local.train_gate",), ("local.train_extractor", "local.train_gate")])
 def test_bytes_are_those_of_the_updates(tmp_path, monkeypatch, frozen):
-    sent, real = [], simulation.aggregate
+    sent, real = [], Method.merge
 
-    def weigh(state, updates, **kwargs):
+    def weigh(self, state, updates, *args):
         sent.append(sum(value.nbytes for update in updates for value in update.parameters.values()))
-        return real(state, updates, **kwargs)
+        return real(self, state, updates, *args)
 
-    monkeypatch.setattr(simulation, "aggregate", weigh)
+    monkeypatch.setattr(Method, "merge", weigh)
     changes = {"devices.source": "none", "rounds": 2, "clients.failure_rate": 0.3} | dict.fromkeys(frozen, False)
     result = run_training(small(**changes), tmp_path / "run")
     assert result.run.series("bytes_up").tolist() == sent

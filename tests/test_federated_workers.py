@@ -19,6 +19,7 @@ from test_federated_simulation import contents, small
 from fedmoe_sched.errors import InputError, WorkerError
 from fedmoe_sched.federated import run_training
 from fedmoe_sched.federated.data import load_dataset
+from fedmoe_sched.federated.methods import Brief
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.workers import ClientJob, _pickled, client_pool
 
@@ -46,7 +47,11 @@ def parts():
 
 
 def jobs(count=5):
-    return [ClientJob(f"client-{i}", i, [i % 4, (i + 1) % 4], (7, i)) for i in range(count)]
+    return [ClientJob(f"client-{i}", i, brief(i % 4, (i + 1) % 4), (7, i)) for i in range(count)]
+
+
+def brief(*experts):
+    return Brief(experts, experts, experts)
 
 
 def plain(results):
@@ -76,7 +81,7 @@ def test_results_are_those_of_one_process_in_the_order_of_the_jobs(parts):
 
 def test_an_exception_arrives_with_the_name_of_the_client(parts):
     data, samples, state = parts
-    bad = [*jobs(3), ClientJob("client-3", 3, [], (7,))]
+    bad = [*jobs(3), ClientJob("client-3", 3, brief(), (7,))]
     notes = []
     for workers in (1, 2):
         with client_pool(small(workers=workers), data, samples) as pool:

@@ -276,10 +276,76 @@ def test_bad_variables():
         StateVariable("round")
     with pytest.raises(InputError, match="start = inf"):
         StateVariable("client", float("inf"))
+    with pytest.raises(InputError, match="told = 'never': must be one of None, 'once', 'before', 'after'"):
+        StateVariable("client", told="never")
+    with pytest.raises(InputError, match="told = 'once': clients tell what is kept per client"):
+        StateVariable("expert", told="once")
     with pytest.raises(InputError, match="variable 'deficit': is kept per expert, not per client"):
         Mine(2).variable("deficit", ["a"])
     with pytest.raises(InputError, match="variable 'x': must be one of none"):
         Scheduler(2).variable("x")
+
+
+class Asking(Scheduler):
+    """A policy that asks clients for signals of all kinds."""
+
+    name = "asking"
+    variables = {  # noqa: RUF012
+        "labels": StateVariable("vector", told="once"),
+        "gate_mean": StateVariable("pair", 0.5, told="before"),
+        "loss": StateVariable("client", 2.0, told="after"),
+        "worst": StateVariable("client"),
+    }
+
+    def learned_signals(self, client, told):
+        worst = max(self.variable("worst")[client], told.get("loss", 0.0))
+        return {**told, "worst": worst}
+
+
+def test_what_clients_tell_holds_at_once_and_is_saved(tmp_path):
+    policy = Asking(2, balance=None)
+    assert [policy.signals(when) for when in ("once", "before", "after")] == [
+        ("labels",),
+        ("gate_mean",),
+        ("loss",),
+    ]
+    policy.tell("a", {"labels": [3, 0, 1]})
+    policy.add_client("b")
+    policy.plan(["a", "b"])
+    policy.tell("b", {"gate_mean": [0.25, np.nan], "loss": 0.75})
+    policy.tell("b", {"loss": 0.5})
+    policy.tell("b", {"labels": (0, 1, 2)})
+    policy.cancel_round()
+    assert policy.clients == ("a", "b")
+    assert policy.variable("labels").tolist() == [[3, 0, 1], [0, 1, 2]]
+    assert policy.variable("gate_mean").tolist() == [[0.5, 0.5], [0.25, 0.5]]
+    assert policy.variable("loss").tolist() == [2.0, 0.5]
+    assert policy.variable("worst").tolist() == [0.0, 0.75]
+    assert policy.variable("labels", ["c", "b"]).tolist() == [[0, 0, 0], [0, 1, 2]]
+    policy.save(tmp_path / "state")
+    again = Asking.load(tmp_path / "state")
+    again.add_client("c")
+    assert again.variable("labels").tolist() == [[3, 0, 1], [0, 1, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("signals", "message"),
+    [
+        ({"colour": 1}, "client 'a': signal 'colour': must be one of labels, gate_mean, loss"),
+        ({"worst": 1}, "client 'a': signal 'worst': must be one of labels, gate_mean, loss"),
+        ({"loss": np.nan}, r"client 'a': signal 'loss'\[0\] = nan: must be finite"),
+        ({"loss": [0.5]}, r"client 'a': signal 'loss': has shape \(1,\), must be \(\) \(per client\)"),
+        ({"gate_mean": [1.0]}, r"client 'a': signal 'gate_mean': has shape \(1,\), must be \(2,\) \(per pair\)"),
+        ({"loss": 0.5, "labels": [1, 2]}, r"client 'a': signal 'labels': has shape \(2,\), must be \(3,\)"),
+    ],
+)
+def test_wrong_signals_change_nothing(signals, message):
+    policy = Asking(2)
+    policy.tell("b", {"labels": [1, 2, 3]})
+    before = frozen(policy)
+    with pytest.raises(InputError, match=message):
+        policy.tell("a", signals)
+    assert frozen(policy) == before
 
 
 def test_a_state_that_lacks_a_variable():

@@ -71,12 +71,15 @@ class Update:
         Samples that it trained on: the weight of its shared parts.
     expert_samples : mapping of int to float
         Samples that its router sent to each assigned expert: the weight of that expert.
+    signals : mapping of str to array_like
+        What else it tells, for the policy and the method.
     """
 
     client: Hashable
     parameters: Mapping[str, Any]
     samples: float
     expert_samples: Mapping[int, float]
+    signals: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

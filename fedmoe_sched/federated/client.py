@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedmoe_sched.federated.aggregate import Update
 from fedmoe_sched.federated.config import LocalConfig
 from fedmoe_sched.federated.cost import is_trained
 from fedmoe_sched.federated.model import MixtureOfExperts
+from fedmoe_sched.federated.signals import observe, tell_signals
 from fedmoe_sched.scores import accuracy_reward, loss_reward
 
 __all__ = ["ExpertFeedback", "LocalResult", "expert_feedback", "train_client"]
@@ -53,7 +54,7 @@ class LocalResult:
     update : Update
         For the aggregation.
     rewards : dict of int to float
-        Reward of every assigned expert, for the scheduler.
+        Reward of every expert that it trained, for the scheduler.
     loss : float
         Mean training loss over the local steps.
     seconds : float
@@ -76,6 +77,9 @@ def train_client(
     config: LocalConfig,
     client: Hashable,
     seed: Sequence[int],
+    trained: Sequence[int] | None = None,
+    judged: Sequence[int] = (),
+    signals: Sequence[str] = (),
 ) -> LocalResult:
     """Train the assigned experts on the client's own samples.
 
@@ -94,6 +98,12 @@ def train_client(
         Its name.
     seed : sequence of int
         E.g. (run seed, round, client number): the result depends on nothing else.
+    trained : sequence of int, optional
+        Those of the held experts to train, the others stay frozen; all by default. Only they get rewards.
+    judged : sequence of int
+        Experts, held or not, for the signal ``expert_loss``.
+    signals : sequence of str
+        What else to tell, see `fedmoe_sched.federated.signals`.
 
     Raises
     ------
@@ -105,17 +115,23 @@ def train_client(
         raise InputError(msg)
     started = time.perf_counter()
     held = sorted(int(j) for j in held)
-    model.load_parts(state, held)
+    own = held if trained is None else sorted(int(j) for j in trained)
+    model.load_parts(state, {*held, *judged})
+    seen = observe(model, images, labels, held, judged, n_classes=model.n_classes) if signals else None
     before = expert_feedback(model, images, labels, held)
-    loss = _train(model, images, labels, held, config=config, rng=np.random.default_rng(list(seed)))
-    judged = before if config.reward_at == "before" else expert_feedback(model, images, labels, held)
+    norms: dict[int, list[Tensor]] | None = {j: [] for j in own} if "gradient" in signals else None
+    rng = np.random.default_rng(list(seed))
+    loss = _train(model, images, labels, held, own, config=config, rng=rng, norms=norms)
+    feedback = before if config.reward_at == "before" else expert_feedback(model, images, labels, held)
     parameters = {
-        name: value.detach().clone()
-        for name, value in model.state_dict().items()
-        if is_trained(name, held, config)
+        name: value.detach().clone() for name, value in model.state_dict().items() if is_trained(name, own, config)
     }
-    update = Update(client, parameters, float(len(labels)), {j: judged[j].samples for j in held})
-    rewards = {j: _reward(config.reward, judged[j]) for j in held}
+    told = {}
+    if seen is not None:
+        gradients = {j: float(torch.stack(steps).double().mean()) for j, steps in (norms or {}).items()}
+        told = tell_signals(signals, replace(seen, gradients=gradients))
+    update = Update(client, parameters, float(len(labels)), {j: feedback[j].samples for j in own}, told)
+    rewards = {j: _reward(config.reward, feedback[j]) for j in own}
     return LocalResult(update, rewards, loss, time.perf_counter() - started)
 
 
@@ -124,12 +140,14 @@ def _train(
     images: Tensor,
     labels: Tensor,
     held: Sequence[int],
+    trained: Sequence[int],
     *,
     config: LocalConfig,
     rng: np.random.Generator,
+    norms: dict[int, list[Tensor]] | None = None,
 ) -> float:
-    """Run the local epochs of stochastic gradient descent; return the mean loss."""
-    optimizer = _optimizer(model, held, config)
+    """Run the local epochs of stochastic gradient descent; return the mean loss, and collect gradient norms."""
+    optimizer = _optimizer(model, trained, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     losses = []
@@ -142,6 +160,8 @@ def _train(
             total = loss - config.routing_weight * prediction.held_log_mass.mean()
             optimizer.zero_grad(set_to_none=True)
             total.backward()
+            for expert, steps in (norms or {}).items():
+                steps.append(_gradient_norm(model.experts[str(expert)]))
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
             optimizer.step()
@@ -149,14 +169,18 @@ def _train(
     return float(torch.stack(losses).double().mean())
 
 
+def _gradient_norm(expert: nn.Module) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in expert.parameters() if p.grad is not None])
+
+
 def _batches(order: IntArray, size: int) -> list[IntArray]:
     """Cut into batches of nearly equal length, so that no last batch of one sample makes a wild step."""
     return np.array_split(order, -(-len(order) // size))
 
 
-def _optimizer(model: MixtureOfExperts, held: Sequence[int], config: LocalConfig) -> torch.optim.SGD:
+def _optimizer(model: MixtureOfExperts, trained: Sequence[int], config: LocalConfig) -> torch.optim.SGD:
     # Parts that are not trained are left out, so that weight decay does not touch them either.
-    groups = [{"params": [p for j in held for p in model.experts[str(j)].parameters()]}]
+    groups = [{"params": [p for j in trained for p in model.experts[str(j)].parameters()]}]
     if config.train_extractor:
         groups.append({"params": list(model.extractor.parameters())})
     if config.train_gate:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,26 @@ from fedmoe_sched.federated.availability import Availability
 from fedmoe_sched.federated.devices import Devices
 from fedmoe_sched.scores import CapacityProfile, ExpertCost, capacity_and_eligibility, profile_table, round_seconds
 
-__all__ = ["Gathering", "Outcome", "RoundTimes", "SimulatedClock", "round_times"]
+__all__ = ["Gathering", "Outcome", "RoundTimes", "RoundWork", "SimulatedClock", "round_times"]
 
 _MOST_WAIT = 30 * 86400.0  # seconds
 _SLACK = 1e-9  # of the limit: who plans to the second must not be late by a rounding error
+
+
+class RoundWork(NamedTuple):
+    """What k clients do in a round, expert by expert.
+
+    Parameters
+    ----------
+    computed : ndarray, shape (k, m), float64
+        1 for an expert that is trained, a third for one that is only asked: a pass forward is a third of a step.
+    down, up : ndarray, shape (k, m), float64
+        How often an expert is sent to, and by, the client.
+    """
+
+    computed: FloatArray
+    down: FloatArray
+    up: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +197,8 @@ class SimulatedClock:
         capacity, _ = capacity_and_eligibility(self._table, self._cost, self._m, deadline=self._deadline)
         if not capacity.any():
             limit = "" if self._deadline is None else f" and devices.deadline = {self._deadline:g} s"
-            least = float(round_seconds(self._table, self._cost, np.eye(1, self._m)).min())
+            smallest = np.eye(1, self._m, int(np.argmin(self._cost.bytes_of(self._m))))
+            least = float(round_seconds(self._table, self._cost, smallest).min())
             most = float(self._table[:, 1].max())
             msg = (
                 f"devices: no client can train an expert within its memory (at most {most:.3g} bytes){limit}: one "
@@ -194,7 +211,7 @@ class SimulatedClock:
 
     @property
     def _expert_bytes(self) -> float:
-        return float(self._cost.bytes_of(self._m)[0])
+        return float(self._cost.bytes_of(self._m).min())
 
     def policy_options(self) -> dict[str, Any]:
         """Return the options that make a policy plan for these devices; none without devices."""
@@ -242,7 +259,7 @@ class SimulatedClock:
         self,
         gathering: Gathering,
         clients: Sequence[int],
-        trained: BoolArray,
+        work: RoundWork,
         failed: BoolArray,
         factor: FloatArray,
     ) -> Outcome:
@@ -253,8 +270,8 @@ class SimulatedClock:
         gathering : Gathering
         clients : sequence of k ints
             Those that were assigned experts.
-        trained : ndarray, shape (k, m), bool
-            Their experts.
+        work : RoundWork
+            What they do.
         failed : ndarray, shape (k,), bool
             Whether a client fails for reasons of its own.
         factor : ndarray, shape (k,), float64
@@ -265,9 +282,11 @@ class SimulatedClock:
         Outcome
         """
         if self._devices is None:
-            return Outcome(~failed, None, self._traffic(trained, ~failed))
+            return Outcome(~failed, None, self._traffic(work, ~failed))
         rows = np.array(clients, dtype=np.int64)
-        seconds = round_seconds(self._table[rows], self._cost, trained, correction=factor)
+        seconds = round_seconds(
+            self._table[rows], self._cost, work.computed, correction=factor, received=work.down, sent=work.up
+        )
         remaining = np.full(len(rows), np.inf)
         if self._devices.availability is not None:
             remaining = self._devices.availability.remaining(self.time + gathering.waited)[rows]
@@ -275,7 +294,7 @@ class SimulatedClock:
         length = gathering.waited + times.length
         # Whole microseconds, as in the traces: to wait until a client comes is then to find it there.
         self.time = round(self.time + length, 6)
-        record = self._traffic(trained, times.answered) | {
+        record = self._traffic(work, times.answered) | {
             "simulated_round": length,
             "simulated_time": self.time,
             "stragglers": int(times.stragglers.sum()),
@@ -284,9 +303,9 @@ class SimulatedClock:
         }
         return Outcome(times.answered, seconds, record)
 
-    def _traffic(self, trained: BoolArray, answered: BoolArray) -> dict[str, int]:
+    def _traffic(self, work: RoundWork, answered: BoolArray) -> dict[str, int]:
         """Count bytes: shared parts and experts, down to all that were planned, up from those that answered."""
-        experts = trained @ self._cost.bytes_of(self._m)
-        down = len(trained) * self._cost.shared_bytes + experts.sum()
-        up = answered.sum() * self._cost.shared_upload + experts[answered].sum()
+        sizes = self._cost.bytes_of(self._m)
+        down = len(work.down) * self._cost.shared_bytes + (work.down @ sizes).sum()
+        up = answered.sum() * self._cost.shared_upload + (work.up[answered] @ sizes).sum()
         return {"bytes_down": round(float(down)), "bytes_up": round(float(up))}

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -168,8 +169,8 @@ class ModelConfig(_Section):
         data are features already.
     expert_channels : list of int
         The same for blocks inside every expert; empty makes experts plain heads.
-    expert_hidden : int
-        Width of an expert's hidden layer; 0 for a linear head.
+    expert_hidden : int or list of int
+        Width of an expert's hidden layer, 0 for a linear head; a list is repeated over the experts.
     pool : int
         Feature maps are averaged to ``pool x pool`` before heads and gate.
     routing : {"soft", "top-k"}
@@ -181,10 +182,16 @@ class ModelConfig(_Section):
     experts: Count = 5
     channels: list[Count] = [16, 32]
     expert_channels: list[Count] = []
-    expert_hidden: Annotated[int, Field(ge=0)] = 32
+    expert_hidden: Width | Annotated[list[Width], Field(min_length=1)] = 32
     pool: Count = 2
     routing: Literal["soft", "top-k"] = "soft"
     top_k: Count = 1
+
+    def hidden_of(self, expert: int) -> int:
+        """Width of the hidden layer of one expert."""
+        if isinstance(self.expert_hidden, int):
+            return self.expert_hidden
+        return self.expert_hidden[expert % len(self.expert_hidden)]
 
     @property
     def routed(self) -> int | None:
@@ -261,8 +268,8 @@ class DevicesConfig(_Section):
     expert_compute, shared_compute : float
         Work of a sample in one expert, and in the shared parts, in units of the measured inference.
     expert_bytes, shared_bytes : float, optional
-        Size of one expert, and of the shared parts; by default those of the model, in float32. Larger ones make it
-        stand for a larger model in time, traffic and memory.
+        Size of one expert (of the largest), and of the shared parts; by default those of the model, in float32.
+        Larger ones make it stand for a larger model in time, traffic and memory.
     jitter : float
         Spread of a client's round time around the model of it: the standard deviation of its logarithm.
     """

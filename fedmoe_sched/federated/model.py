@@ -37,6 +37,8 @@ class Prediction(NamedTuple):
         Log of the gate's probability, over all m experts, of every held one.
     held_log_mass : Tensor, shape (B,)
         Log of the gate's probability, over all m experts, of the held ones together; 0 where all are held.
+    full_gate_log : Tensor, shape (B, m)
+        Log of the gate's probability of every expert.
     """
 
     log_probabilities: Tensor
@@ -44,6 +46,7 @@ class Prediction(NamedTuple):
     routing: Tensor
     gate_log: Tensor
     held_log_mass: Tensor
+    full_gate_log: Tensor
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -73,13 +76,14 @@ class _Pooled(nn.Module):
         return functional.adaptive_avg_pool2d(features, self.size).flatten(1)
 
 
-def _expert(config: ModelConfig, in_channels: int, n_classes: int) -> nn.Sequential:
+def _expert(config: ModelConfig, number: int, in_channels: int, n_classes: int) -> nn.Sequential:
     channels = [in_channels, *config.expert_channels]
     width = channels[-1] * config.pool**2
     head: list[nn.Module] = []
-    if config.expert_hidden:
-        head = [nn.Linear(width, config.expert_hidden), nn.ReLU()]
-        width = config.expert_hidden
+    hidden = config.hidden_of(number)
+    if hidden:
+        head = [nn.Linear(width, hidden), nn.ReLU()]
+        width = hidden
     return nn.Sequential(_blocks(channels), _Pooled(config.pool), *head, nn.Linear(width, n_classes))
 
 
@@ -126,7 +130,7 @@ class MixtureOfExperts(nn.Module):
         self, config: ModelConfig, in_channels: int, n_classes: int, *, experts: Iterable[int] | None = None
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.n_classes = config, n_classes
         self.extractor = _blocks([in_channels, *config.channels])
         width = [in_channels, *config.channels][-1]
         self.gate = nn.Linear(width * config.pool**2, config.experts)
@@ -135,7 +139,7 @@ class MixtureOfExperts(nn.Module):
         nn.init.zeros_(self.gate.bias)
         numbers = range(config.experts) if experts is None else sorted(experts)
         self.pooled = _Pooled(config.pool)
-        self.experts = nn.ModuleDict({str(j): _expert(config, width, n_classes) for j in numbers})
+        self.experts = nn.ModuleDict({str(j): _expert(config, j, width, n_classes) for j in numbers})
         # Convolutions and, above all, pooling are several times faster on CPUs with the channels innermost.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -155,13 +159,19 @@ class MixtureOfExperts(nn.Module):
         numbers = [int(j) for j in self.experts] if held is None else list(held)
         features = self.extractor(images.contiguous(memory_format=torch.channels_last))
         pooled = self.pooled(features)
-        gate_log = functional.log_softmax(self.gate(pooled), dim=1)[:, numbers]
+        full_gate_log = functional.log_softmax(self.gate(pooled), dim=1)
+        gate_log = full_gate_log[:, numbers]
         answers = torch.stack([self._answer(j, features, pooled) for j in numbers], dim=1)
         log_experts = functional.log_softmax(answers, dim=2)
         mixture, routing = mix(gate_log, log_experts, self.config.routed)
         whole = len(numbers) == self.config.experts
         mass = gate_log.new_zeros(len(images)) if whole else torch.logsumexp(gate_log, dim=1)
-        return Prediction(mixture, log_experts, routing, gate_log, mass)
+        return Prediction(mixture, log_experts, routing, gate_log, mass, full_gate_log)
+
+    def mixture(self, seen: Prediction, columns: Sequence[int]) -> Tensor:
+        """Return the log mixture of some of the experts of a prediction, by their columns in it."""
+        chosen = list(columns)
+        return mix(seen.gate_log[:, chosen], seen.expert_log_probabilities[:, chosen], self.config.routed)[0]
 
     def _answer(self, expert: int, features: Tensor, pooled: Tensor) -> Tensor:
         """Logits of one expert; one without blocks of its own takes what is pooled for all, gate and experts."""
@@ -208,7 +218,7 @@ def parameter_counts(model: MixtureOfExperts) -> dict[str, int]:
     Returns
     -------
     dict
-        ``shared`` (extractor and gate), ``expert`` (one expert), ``total``.
+        ``shared`` (extractor and gate), ``expert`` (the largest expert), ``total``.
     """
     counts: dict[int | None, int] = {}
     for name, parameter in model.named_parameters():

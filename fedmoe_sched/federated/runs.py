@@ -30,7 +30,14 @@ from fedmoe_sched.errors import InputError, StateFileError
 __all__ = ["PHASES", "Run", "RunFolder", "is_timing", "read_run"]
 
 #: Records' wall times of the phases of a round, in their order.
-PHASES = ("schedule_seconds", "train_seconds", "aggregate_seconds", "feedback_seconds", "evaluate_seconds")
+PHASES = (
+    "ask_seconds",
+    "schedule_seconds",
+    "train_seconds",
+    "aggregate_seconds",
+    "feedback_seconds",
+    "evaluate_seconds",
+)
 
 _VERSION = 1
 _MODEL, _POLICY = "model.npz", "policy.npz"

@@ -20,18 +20,20 @@ import torch
 from torch import Tensor
 
 from fedmoe_sched.errors import InputError, StateFileError
-from fedmoe_sched.federated.aggregate import Aggregation, aggregate
+from fedmoe_sched.federated.aggregate import Aggregation
 from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.clock import Gathering, Outcome, SimulatedClock
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.cost import model_cost
 from fedmoe_sched.federated.devices import draw_devices
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
+from fedmoe_sched.federated.methods import Brief, Method, Setting, make_method, work_of
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
+from fedmoe_sched.federated.signals import observe, refuse_unknown_signals, tell_signals
 from fedmoe_sched.federated.workers import ClientJob, client_pool
-from fedmoe_sched.policies import Policy, load_policy, make_policy
+from fedmoe_sched.policies import Policy, load_policy, make_policy, policy_class
 from fedmoe_sched.scores import profile_table
 
 __all__ = ["Callback", "RunResult", "run_training"]
@@ -41,6 +43,9 @@ Callback = Callable[[Record], None]
 
 # Streams of random numbers, by purpose.
 _DRAWN, _FAILED, _LOCAL, _JITTER = 1, 2, 3, 4
+
+# What belongs to the method, among the arrays of a checkpoint.
+_OF_METHOD = "method:"
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,11 @@ class _Loop:
         self.devices = draw_devices(
             config.devices, config.clients.count, seed=config.seed, data_dir=config.data.dir
         )
+        self.method = self._new_method()
         self.clock = self._new_clock()
         self.policy = self._new_policy()
+        refuse_unknown_signals(self._signals("once", "before", "after"), f"policy {config.policy!r}")
+        self.told: set[int] = set()  # clients that have told what they are asked for once
         self.held: list[list[int]] = [[] for _ in self.names]  # of each client, when it was last planned
         self.round = 0
         self.pool = client_pool(config, self.data, self.partition.samples)
@@ -155,13 +163,22 @@ class _Loop:
         config = self.config
         sizes = {name: value.numel() * value.element_size() for name, value in self.state.items()}
         return SimulatedClock(
-            model_cost(sizes, config.local, config.devices),
+            model_cost(sizes, config.local, config.devices, self.method.is_personal),
             config.model.experts,
             samples=[len(rows) * config.local.epochs for rows in self.partition.samples],
             devices=self.devices,
             deadline=config.devices.deadline,
             min_available=config.devices.min_available,
         )
+
+    def _new_method(self) -> Method:
+        config = self.config
+        return make_method(policy_class(config.policy).method, Setting(tuple(self.names), config.model.experts))
+
+    def _signals(self, *times: str) -> tuple[str, ...]:
+        """Name what clients are asked for at these times, by the policy and, after training, by the method."""
+        asked = [name for when in times for name in self.policy.signals(when)]
+        return tuple(dict.fromkeys([*asked, *(self.method.signals if "after" in times else ())]))
 
     def _new_policy(self) -> Policy:
         config = self.config
@@ -192,28 +209,62 @@ class _Loop:
         number = self.round + 1
         clock = _Clock()
         gathering = self.clock.gather(self._drawn(number))
+        self._ask(gathering.clients)
+        self.method.before_plan(self.policy, self.state, gathering.clients)
+        clock.lap("ask_seconds")
         schedule = self.policy.plan({self.names[i]: self.capacity[i] for i in gathering.clients})
         assigned = {str(name): [int(j) for j in experts] for name, experts in schedule.experts_by_client().items()}  # type: ignore[call-overload]
         clock.lap("schedule_seconds")
-        planned = [name for name, experts in assigned.items() if experts]
-        outcome = self._simulate(number, gathering, {name: assigned[name] for name in planned})
+        briefs = {
+            name: self.method.brief(self.numbers[name], experts, self.state)
+            for name, experts in assigned.items()
+            if experts
+        }
+        outcome = self._simulate(number, gathering, briefs)
         # Nobody would see what the others learn: it costs no time to simulate.
-        working = [name for name, answered in zip(planned, outcome.answered.tolist(), strict=True) if answered]
-        results = self.pool.train(self.state, [self._job(number, name, assigned[name]) for name in working])
+        working = [name for name, answered in zip(briefs, outcome.answered.tolist(), strict=True) if answered]
+        results = self.pool.train(self.state, [self._job(number, name, briefs[name]) for name in working])
         clock.lap("train_seconds")
-        combined = aggregate(self.state, [result.update for result in results], assigned=assigned)
+        combined = self.method.merge(self.state, [result.update for result in results], briefs, self.policy)
         self.state = combined.state
         clock.lap("aggregate_seconds")
-        closed = self._report(assigned, results, combined, self._seconds(planned, outcome, results))
+        closed = self._report(briefs, results, combined, self._seconds(list(briefs), outcome, results))
         clock.lap("feedback_seconds")
         for name, experts in assigned.items():
             self.held[self.numbers[name]] = experts
-        evaluation = evaluate(self.model, self.state, self.prepared, self.held, device=self.device)
+        evaluation = self._evaluate()
         clock.lap("evaluate_seconds")
         record = _record(closed, results, combined, evaluation) | outcome.record | clock.laps
         self.folder.write_schedule(number, self._arrays(assigned, results, evaluation))
         self._checkpoint(number, self.folder.append(record))
         return record
+
+    def _ask(self, clients: Sequence[int]) -> None:
+        """Ask clients for what the policy wants to know before it plans."""
+        always = self._signals("before")
+        for client in clients:
+            names = always if client in self.told else (*self._signals("once"), *always)
+            if not names:
+                continue
+            images, labels = self.prepared.samples_of(client)
+            parts = {k: torch.as_tensor(v) for k, v in self.method.personal_parts(client).items()}
+            self.model.load_parts({**self.state, **parts})
+            every = range(self.config.model.experts)
+            seen = observe(
+                self.model,
+                torch.from_numpy(images).to(self.device),
+                torch.from_numpy(labels).to(self.device),
+                every,
+                every,
+                n_classes=self.data.n_classes,
+            )
+            self.policy.tell(self.names[client], tell_signals(names, seen))
+            self.told.add(client)
+
+    def _evaluate(self) -> Evaluation:
+        views = [self.method.client_view(client, held) for client, held in enumerate(self.held)]
+        whole = self.method.global_view()
+        return evaluate(self.model, self.state, self.prepared, views, device=self.device, whole=whole)
 
     def _drawn(self, number: int) -> list[int]:
         """Draw who may take part: a share of all clients, whether available or not."""
@@ -223,15 +274,13 @@ class _Loop:
             return list(range(n))
         return sorted(self._random(_DRAWN, number).permutation(n)[:count].tolist())
 
-    def _simulate(self, number: int, gathering: Gathering, planned: Mapping[str, list[int]]) -> Outcome:
+    def _simulate(self, number: int, gathering: Gathering, briefs: Mapping[str, Brief]) -> Outcome:
         """Find out who answers, before anybody trains."""
-        n, clients = len(self.names), [self.numbers[name] for name in planned]
-        trained = np.zeros((len(clients), self.config.model.experts), dtype=np.bool_)
-        for row, experts in enumerate(planned.values()):
-            trained[row, experts] = True
+        n, clients = len(self.names), [self.numbers[name] for name in briefs]
+        work = work_of(list(briefs.values()), self.config.model.experts)
         failed = self._random(_FAILED, number).random(n) < self.config.clients.failure_rate
         factor = np.exp(self.config.devices.jitter * self._random(_JITTER, number).standard_normal(n))
-        return self.clock.run(gathering, clients, trained, failed[clients], factor[clients])
+        return self.clock.run(gathering, clients, work, failed[clients], factor[clients])
 
     def _seconds(
         self, planned: Sequence[str], outcome: Outcome, results: Sequence[LocalResult]
@@ -246,31 +295,34 @@ class _Loop:
     def _random(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, purpose, number])
 
-    def _job(self, number: int, name: str, experts: Sequence[int]) -> ClientJob:
+    def _job(self, number: int, name: str, brief: Brief) -> ClientJob:
         client = self.numbers[name]
-        return ClientJob(name, client, experts, (self.config.seed, _LOCAL, number, client))
+        return ClientJob(name, client, brief, (self.config.seed, _LOCAL, number, client), self._signals("after"))
 
     def _report(
         self,
-        assigned: Mapping[str, list[int]],
+        briefs: Mapping[str, Brief],
         results: Sequence[LocalResult],
         combined: Aggregation,
         seconds: Mapping[str, float],
     ) -> dict[str, Any]:
         """Feed the policy, in the order of the plan, and close its round."""
-        answers = {str(result.update.client): result for result in results}
         rejected = {str(rejection.client) for rejection in combined.rejected}
-        for name, experts in assigned.items():
+        answers = {str(r.update.client): r for r in results if str(r.update.client) not in rejected}
+        for name in briefs:
             result = answers.get(name)
-            if not experts:
-                continue
-            if result is None or name in rejected:
+            if result is None:
                 self.policy.report(name, failed=True)
                 continue
             samples = result.update.expert_samples
-            feedback = {j: (samples[j], result.rewards[j]) for j in experts}
+            feedback = {j: (samples[j], reward) for j, reward in result.rewards.items()}
             self.policy.report(name, feedback, seconds=seconds.get(name))
-        return self.policy.close_round().to_dict()
+        record = self.policy.close_round().to_dict()
+        asked = self.policy.signals("after")
+        for name, result in answers.items():
+            if asked:
+                self.policy.tell(name, {signal: result.update.signals[signal] for signal in asked})
+        return record
 
     def _arrays(
         self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], evaluation: Evaluation
@@ -303,10 +355,12 @@ class _Loop:
     # Checkpoints ---------------------------------------------------------------------------------------------
 
     def _checkpoint(self, number: int, metrics_bytes: int) -> None:
-        arrays = {name: value.cpu().numpy() for name, value in self.state.items()}
+        arrays: dict[str, npt.NDArray[Any]] = {name: value.cpu().numpy() for name, value in self.state.items()}
+        arrays |= {_OF_METHOD + name: value for name, value in self.method.arrays().items()}
         metadata = {
             "metrics_bytes": metrics_bytes,
             "held": self.held,
+            "told": sorted(self.told),
             "simulated_time": self.clock.time,
             "devices": None if self.devices is None else self.devices.fingerprint(),
         }
@@ -329,6 +383,10 @@ class _Loop:
             raise InputError(msg)
         self.clock.time = metadata.get("simulated_time", 0.0)  # not in runs from before there was a clock
         self.state = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.state}
+        self.method.restore(
+            {name.removeprefix(_OF_METHOD): v for name, v in arrays.items() if name.startswith(_OF_METHOD)}
+        )
+        self.told = set(metadata.get("told", ()))
         self.policy = load_policy(policy_file)
         self.held, self.round = metadata["held"], metadata["round"]
         self.folder.rewind(self.round, metadata["metrics_bytes"])

@@ -35,6 +35,7 @@ from fedmoe_sched.errors import InputError, WorkerError
 from fedmoe_sched.federated.client import LocalResult, train_client
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.data import Dataset
+from fedmoe_sched.federated.methods import Brief
 from fedmoe_sched.federated.model import build_model
 
 __all__ = ["ClientJob", "ClientPool", "LocalTrainer", "client_pool"]
@@ -52,16 +53,19 @@ class ClientJob(NamedTuple):
         Its name.
     number : int
         Its position among the clients.
-    experts : sequence of int
-        Experts to train.
+    brief : Brief
+        What it gets, and what it does with it.
     seed : sequence of int
         Of the local training.
+    signals : sequence of str
+        What else it tells, see `fedmoe_sched.federated.signals`.
     """
 
     client: str
     number: int
-    experts: Sequence[int]
+    brief: Brief
     seed: Sequence[int]
+    signals: Sequence[str] = ()
 
 
 class LocalTrainer:
@@ -86,18 +90,22 @@ class LocalTrainer:
         rows = self.samples[job.number]
         try:
             images = np.asarray(self.data.normalised(self.data.train_images[rows]))
+            parts = {name: torch.as_tensor(value).to(self.device) for name, value in job.brief.parts.items()}
             result = train_client(
                 self._workspace,
-                state,
+                {**state, **parts},
                 torch.from_numpy(images).to(self.device),
                 torch.from_numpy(self.data.train_labels[rows]).to(self.device),
-                job.experts,
+                job.brief.experts,
                 config=self.config.local,
                 client=job.client,
                 seed=job.seed,
+                trained=job.brief.trained,
+                judged=job.brief.judged,
+                signals=job.signals,
             )
         except Exception as error:
-            error.add_note(f"while {job.client} was training experts {list(job.experts)}")
+            error.add_note(f"while {job.client} was training experts {list(job.brief.trained)}")
             raise
         arrays = {name: value.cpu().numpy() for name, value in result.update.parameters.items()}
         return replace(result, update=replace(result.update, parameters=arrays))
@@ -247,7 +255,7 @@ class _WorkerProcesses(ClientPool):
         return [futures[k].result() for k in range(len(jobs))]
 
     def _effort(self, job: ClientJob) -> tuple[int, int]:
-        return len(self._samples[job.number]), len(job.experts)
+        return len(self._samples[job.number]), len(job.brief.experts)
 
     def _ask(self, state: bytes, job: ClientJob) -> LocalResult:
         worker = self._idle.get()

@@ -21,6 +21,13 @@ class Policy(Protocol):
     """All that a training loop may know of a policy; `fedmoe_sched.Scheduler` documents the methods."""
 
     name: ClassVar[str]
+    method: ClassVar[str]
+
+    def signals(self, when: str) -> tuple[str, ...]:
+        """Return the names of what clients are asked for ``"once"``, ``"before"`` plans or ``"after"`` rounds."""
+
+    def tell(self, client: Hashable, signals: Mapping[str, Any]) -> None:
+        """Take in what a client says of itself."""
 
     def plan(self, available_clients: Any) -> Schedule:
         """Decide which of the available clients train which experts, and open the round."""

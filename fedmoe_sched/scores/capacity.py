@@ -198,6 +198,8 @@ def round_seconds(
     trained: npt.ArrayLike,
     *,
     correction: npt.ArrayLike = 1.0,
+    received: npt.ArrayLike | None = None,
+    sent: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Estimate how long each client's round takes.
 
@@ -206,10 +208,13 @@ def round_seconds(
     profiles : sequence of n CapacityProfile, or ndarray of shape (n, 5)
         See `profile_table`.
     cost : ExpertCost
-    trained : array_like of bool, shape (n, m)
-        The experts of each client.
+    trained : array_like of bool or float, shape (n, m)
+        The experts of each client; a third for one that is only asked, not trained (FedScale's factor 3 is one
+        pass forward and two back).
     correction : float or array_like, shape (n,), default 1.0
         Observed over estimated time so far, see `corrected_speed`.
+    received, sent : array_like, shape (n, m), optional
+        How often each client receives and sends each expert; as in `trained` by default.
 
     Returns
     -------
@@ -226,8 +231,11 @@ def round_seconds(
     table, factors = _checked(profiles, correction)
     mask = np.asarray(trained, dtype=np.float64)
     m = mask.shape[1]
-    compute, transfer, fixed = _rates(table, cost, factors)
-    seconds: FloatArray = fixed + compute * (mask @ cost.compute_of(m)) + transfer * (mask @ cost.bytes_of(m))
+    down, up = (mask if given is None else np.asarray(given, dtype=np.float64) for given in (received, sent))
+    compute, _, fixed = _rates(table, cost, factors)
+    sizes = cost.bytes_of(m)
+    transfer = factors * (down @ sizes / table[:, 2] + up @ sizes / table[:, 3])
+    seconds: FloatArray = fixed + compute * (mask @ cost.compute_of(m)) + transfer
     return seconds
 
 

@@ -1,0 +1,168 @@
+"""What clients can tell a policy or a method beside the rewards of their experts, by name.
+
+A policy names the signals that it asks for in its `variables`; `SIGNALS` lists those that this loop knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.federated.model import MixtureOfExperts
+from fedmoe_sched.scores import oort_reward
+
+__all__ = ["SIGNALS", "Observation", "observe", "refuse_unknown_signals", "tell_signals"]
+
+_BATCH = 500
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the model says of a client's own samples, as it was received.
+
+    Parameters
+    ----------
+    n_experts : int
+        m.
+    n_classes : int
+    labels : ndarray, shape (samples,), int64
+    gate : ndarray, shape (samples, m)
+        Gate probabilities over all experts; rows sum to 1.
+    judged : tuple of k ints
+    expert_losses : ndarray, shape (samples, k)
+        Cross-entropy of each judged expert alone, in nats.
+    losses : ndarray, shape (samples,)
+        Cross-entropy of the mixture of the client's experts.
+    hits : ndarray, shape (samples,), bool
+        Whether that mixture is right.
+    gradients : mapping of int to float
+        Of each trained expert, the mean Euclidean norm of its gradient over the steps of the local training;
+        empty where nothing was trained.
+    """
+
+    n_experts: int
+    n_classes: int
+    labels: npt.NDArray[np.int64]
+    gate: Floats
+    judged: tuple[int, ...]
+    expert_losses: Floats
+    losses: Floats
+    hits: npt.NDArray[np.bool_]
+    gradients: Mapping[int, float] = field(default_factory=dict)
+
+
+def _expert_loss(seen: Observation) -> Floats:
+    answer = np.full(seen.n_experts, np.nan)
+    answer[list(seen.judged)] = seen.expert_losses.mean(axis=0)
+    return answer
+
+
+def _gradient(seen: Observation) -> Floats:
+    answer = np.full(seen.n_experts, np.nan)
+    for expert, norm in seen.gradients.items():
+        answer[expert] = norm
+    return answer
+
+
+#: Name to what it makes of an observation: a number, one per expert (NaN where it cannot be told), or a vector.
+SIGNALS: dict[str, Callable[[Observation], npt.ArrayLike]] = {
+    # Samples of every class.
+    "labels": lambda seen: np.bincount(seen.labels, minlength=seen.n_classes),
+    # Number of samples.
+    "samples": lambda seen: len(seen.labels),
+    # Mean and largest gate probability of every expert over the client's samples.
+    "gate_mean": lambda seen: seen.gate.mean(axis=0),
+    "gate_max": lambda seen: seen.gate.max(axis=0),
+    # Share of the samples that the gate ranks an expert first for.
+    "activation": lambda seen: np.bincount(seen.gate.argmax(axis=1), minlength=seen.n_experts) / len(seen.gate),
+    # Mean cross-entropy of each expert that was sent, over all samples of the client.
+    "expert_loss": _expert_loss,
+    # Mean norm of the gradient of each trained expert.
+    "gradient": _gradient,
+    # Of the mixture of the client's experts, before training.
+    "loss": lambda seen: seen.losses.mean(),
+    "accuracy": lambda seen: seen.hits.mean(),
+    # Oort's statistical utility of the client.
+    "utility": lambda seen: oort_reward(len(seen.losses), float(np.square(seen.losses).mean())),
+}
+
+
+def refuse_unknown_signals(names: Iterable[str], who: str) -> None:
+    """Refuse signals that this training loop does not know.
+
+    Raises
+    ------
+    InputError
+        Names the first.
+    """
+    for name in names:
+        if name not in SIGNALS:
+            msg = f"{who} asks clients for {name!r}: this training loop knows {', '.join(SIGNALS)}"
+            raise InputError(msg)
+
+
+def tell_signals(names: Iterable[str], seen: Observation) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the signals of those names."""
+    return {name: np.asarray(SIGNALS[name](seen), dtype=np.float64) for name in names}
+
+
+@torch.no_grad()
+def observe(
+    model: MixtureOfExperts,
+    images: Tensor,
+    labels: Tensor,
+    held: Sequence[int],
+    judged: Sequence[int],
+    *,
+    n_classes: int,
+) -> Observation:
+    """Look at a client's samples with its model.
+
+    Parameters
+    ----------
+    model : MixtureOfExperts
+        With the parameters of `held` and `judged` experts loaded.
+    images : Tensor, shape (samples, channels, height, width)
+    labels : Tensor, shape (samples,)
+    held : sequence of int
+        Experts of the client's mixture.
+    judged : sequence of int
+        Experts to judge on their own.
+    n_classes : int
+    """
+    model.eval()
+    known = sorted({*held, *judged})
+    own, asked = [known.index(j) for j in held], [known.index(j) for j in judged]
+    gates, experts, losses, hits = [], [], [], []
+    for start in range(0, len(labels), _BATCH):
+        y = labels[start : start + _BATCH]
+        seen = model(images[start : start + _BATCH], known)
+        rows = torch.arange(len(y))
+        mixture = seen.log_probabilities if len(own) == len(known) else model.mixture(seen, own)
+        gates.append(seen.full_gate_log.exp())
+        experts.append(-seen.expert_log_probabilities[rows, :, y][:, asked])
+        losses.append(-mixture[rows, y])
+        hits.append(mixture.argmax(dim=1) == y)
+    return Observation(
+        model.config.experts,
+        n_classes,
+        labels.cpu().numpy(),
+        _joined(gates),
+        tuple(judged),
+        _joined(experts),
+        _joined(losses),
+        torch.cat(hits).cpu().numpy(),
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Floats:
+    joined: Floats = torch.cat(list(parts)).double().cpu().numpy()
+    return joined
