@@ -207,12 +207,10 @@ class ClientTable:
             None if every pair is eligible.
         """
         capacity = self._taken("capacity", clients, _UNSET)
-        profiles = self.profiles(clients, rules)
+        profiles = self._profiles_with(clients, updates, rules)
         for position, update in updates.items():
             if update.capacity is not None:
                 capacity[position] = update.capacity
-            if update.profile is not None:
-                profiles[position] = astuple(update.profile)
         known = ~np.isnan(profiles[:, 0])
         unset = capacity == _UNSET
         capacity[unset] = np.where(known[unset], self.n_experts, rules.default_capacity)
@@ -257,6 +255,29 @@ class ClientTable:
             estimated = round_seconds(profiles[told], rules.cost, pairs.mask()[told])
             speeds[told] = corrected_speed(speeds[told], seconds[told], estimated, rate)
         return speeds
+
+    def _profiles_with(
+        self, clients: IntArray, updates: Mapping[int, ClientUpdate], rules: CapacityRules
+    ) -> FloatArray:
+        """Return profiles as `profiles` does, with news that are not stored yet."""
+        profiles = self.profiles(clients, rules)
+        for position, update in updates.items():
+            if update.profile is not None:
+                profiles[position] = astuple(update.profile)
+        return profiles
+
+    def estimated_seconds(
+        self, clients: IntArray, updates: Mapping[int, ClientUpdate], rules: CapacityRules
+    ) -> FloatArray:
+        """Estimate how long clients take to train one expert, 0 where that is not known; arguments as in `limits`."""
+        profiles = self._profiles_with(clients, updates, rules)
+        known = ~np.isnan(profiles[:, 0])
+        seconds = np.zeros(len(clients))
+        if rules.cost is not None and known.any():
+            one = np.broadcast_to(np.eye(1, self.n_experts), (int(known.sum()), self.n_experts))
+            correction = self._taken("correction", clients, 1.0)[known]
+            seconds[known] = round_seconds(profiles[known], rules.cost, one, correction=correction)
+        return seconds
 
     def _taken(self, column: str, clients: IntArray, fill: Any) -> npt.NDArray[Any]:
         """Copy rows of a column; `fill` for clients that are not in the table."""

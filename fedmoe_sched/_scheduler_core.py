@@ -12,6 +12,7 @@ from fedmoe_sched._files import PathLike, read_archive, write_archive
 from fedmoe_sched._names import ExpertNames
 from fedmoe_sched._scheduler_options import SchedulerOptions
 from fedmoe_sched._scheduler_state import pack_state, state_header, stored_experts, unpack_state
+from fedmoe_sched._selecting import SELECTION_VARIABLES
 from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.rounds import OpenRound
@@ -50,7 +51,8 @@ class SchedulerCore:
         self._fitness = FitnessScores(m, self._options.fitness)
         self._usage = UsageScores(m, self._options.usage, self._options.expert_compute)
         self._clients = ClientTable(m)
-        self._variables = Variables(m, self.variables)
+        asked = {} if self._options.selection is None else SELECTION_VARIABLES
+        self._variables = Variables(m, {**self.variables, **asked})
         self._round = 0
         self._prices: FloatArray | None = None
         self._open: OpenRound | None = None
@@ -178,7 +180,7 @@ class SchedulerCore:
         InputError
             The state is of another policy or other experts, or its parts do not fit; nothing was changed.
         """
-        parts = unpack_state(state, self.name, self.experts, self._fitness.options, self.variables)
+        parts = unpack_state(state, self.name, self.experts, self._fitness.options, self._variables.kinds)
         self._usage.restore(parts.usage)
         self._clients, self._fitness, self._variables = parts.clients, parts.fitness, parts.variables
         self._round, self._prices, self._open = parts.round, parts.prices, parts.open

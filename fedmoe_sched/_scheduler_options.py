@@ -16,6 +16,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.registry import solver_class
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
 from fedmoe_sched.scores.fitness import FitnessOptions
+from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Limits, Solver
 
@@ -64,6 +65,7 @@ class SchedulerOptions:
     solver: Any
     time_limit: float | None
     certify: bool
+    selection: Any = None
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -73,6 +75,7 @@ class SchedulerOptions:
             "default_profile": _made("default_profile", CapacityProfile, self.default_profile),
             "fitness": _made("fitness", FitnessOptions, self.fitness) or FitnessOptions(),
             "usage": _made("usage", UsageOptions, self.usage) or UsageOptions(),
+            "selection": _made("selection", SelectionOptions, self.selection),
             "fill": bool(self.fill),
             "certify": bool(self.certify),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
@@ -135,7 +138,7 @@ class SchedulerOptions:
         del plain["n_experts"]
         for name in ("load_min", "load_max"):
             plain[name] = None if plain[name] is None else plain[name].tolist()
-        for name in ("expert_cost", "default_profile", "fitness", "usage"):
+        for name in ("expert_cost", "default_profile", "fitness", "usage", "selection"):
             plain[name] = None if plain[name] is None else asdict(plain[name])
         plain["solver"] = _solver_to_plain(self.solver)
         return plain

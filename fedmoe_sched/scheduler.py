@@ -13,6 +13,7 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._clients import ClientUpdate, as_client_update, as_client_updates
 from fedmoe_sched._names import check_names
 from fedmoe_sched._scheduler_core import SchedulerCore
+from fedmoe_sched._selecting import learned_selection, selected
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.metrics import jain_index
 from fedmoe_sched.result import Schedule
@@ -28,6 +29,7 @@ from fedmoe_sched.rounds import (
 from fedmoe_sched.schedule import schedule
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
 from fedmoe_sched.scores.fitness import FitnessOptions
+from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Solver
 
@@ -61,6 +63,9 @@ class Scheduler(SchedulerCore):
         does not depend on how often planning failed before it.
     fitness_weight, usage_weight, balance, load_min, load_max, fill, solver, time_limit, certify
         As in `fedmoe_sched.schedule`.
+    selection : SelectionOptions or mapping of its fields, optional
+        Plan only so many of the available clients, chosen by Oort's utility; they are asked for the signal
+        ``oort_utility``. None plans all.
 
     Raises
     ------
@@ -99,6 +104,7 @@ class Scheduler(SchedulerCore):
         solver: str | Solver[Any] = "auto",
         time_limit: float | None = None,
         certify: bool = False,
+        selection: SelectionOptions | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             experts,
@@ -119,6 +125,7 @@ class Scheduler(SchedulerCore):
             solver=solver,
             time_limit=time_limit,
             certify=certify,
+            selection=selection,
         )
 
     def add_client(
@@ -179,7 +186,7 @@ class Scheduler(SchedulerCore):
         Returns
         -------
         Schedule
-            With the names of clients and experts.
+            With the names of clients and experts; with a `selection` only of the clients that were chosen.
 
         Raises
         ------
@@ -203,14 +210,19 @@ class Scheduler(SchedulerCore):
             self._refuse_profile_without_cost(names[position], update.profile)
         rows = self._clients.numbers(names)
         capacity, eligible = self._clients.limits(rows, updates, self._options.rules)
+        available, new_names = len(names), names
+        if self._options.selection is not None:
+            chosen = self._selected(rows, capacity, updates)
+            names, rows, capacity = tuple(names[i] for i in chosen.tolist()), rows[chosen], capacity[chosen]
+            eligible = None if eligible is None else eligible[chosen]
         bare = self._fitness.of(rows)
         fitness = bare + self._fitness.bonus(rows) if self._fitness.options.exploration else bare
         answer = self.decide(
             fitness, self.usage, capacity, eligible, clients=names, seed=self.round_seed(), warm_start=self._prices
         )
         answer = labelled_answer(answer, names, self.experts)
-        summary = plan_summary(answer, bare, capacity, eligible)
-        self._learn_clients(names, updates)
+        summary = plan_summary(answer, bare, capacity, eligible) | {"available": available}
+        self._learn_clients(new_names, updates)
         summary["plan_seconds"] = time.perf_counter() - start
         self._open = OpenRound.of(self._clients.numbers(names), answer, summary)
         return answer
@@ -342,7 +354,7 @@ class Scheduler(SchedulerCore):
         if row < 0:
             self._add_new([client])
             row = len(self._clients) - 1
-        self._variables.put_row(row, self.learned_signals(row, told))
+        self._variables.put_row(row, {**told, **self.learned_signals(row, told)})
 
     def learned_signals(self, client: int, told: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
         """Return what a client's variables become by what it tells; by default just that.
@@ -357,9 +369,10 @@ class Scheduler(SchedulerCore):
         Returns
         -------
         mapping of str to array_like
-            New rows of any of the policy's variables per client, pair or vector.
+            New rows of any of the policy's variables per client, pair or vector; what is told and left out here
+            becomes what was told.
         """
-        return told
+        return {}
 
     def close_round(self) -> RoundRecord:
         """End the round: learn fitness, usage and speeds from the reports, and count who did not report as failed.
@@ -382,6 +395,8 @@ class Scheduler(SchedulerCore):
             opened.clients, opened.pairs, seconds, self._options.rules, self._options.correction_rate
         )
         variables = self._variables.checked(self.learned_variables(opened, reports))
+        if self._options.selection is not None:
+            variables |= learned_selection(self._variables, opened.clients, reports, self._round + 1)
         trained = reports.answered & (opened.pairs.counts > 0)
         self._variables.put(variables)
         self._usage.update(work)
@@ -446,6 +461,16 @@ class Scheduler(SchedulerCore):
         self._fitness.add(len(names))
         self._variables.add(len(names))
         self._clients.add(names)
+
+    def _selected(self, rows: IntArray, capacity: IntArray, updates: Mapping[int, ClientUpdate]) -> IntArray:
+        """Return the positions of the clients that take part; those that can train nothing do not count."""
+        options = self._options.selection
+        able = np.flatnonzero(capacity > 0)
+        if not len(able):
+            return np.arange(len(rows))
+        seconds = self._clients.estimated_seconds(rows, updates, self._options.rules)
+        chosen = selected(self._variables, rows[able], seconds[able], self._round + 1, options, self.round_seed())
+        return able[chosen]
 
     def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:
         """Take in the new names and the news of a plan that succeeded."""

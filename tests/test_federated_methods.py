@@ -205,7 +205,7 @@ def test_signals_by_hand(model):
     mixed = -np.log(share * np.array([certain, other, certain]) + (1 - share) / 4)
     assert told["loss"] == pytest.approx(mixed.mean())
     assert told["accuracy"] == pytest.approx(2 / 3)
-    assert told["utility"] == pytest.approx(3 * np.sqrt((mixed**2).mean()))
+    assert told["oort_utility"] == pytest.approx(3 * np.sqrt((mixed**2).mean()))
 
 
 def test_frozen_experts_stay_and_gradients_are_those_of_the_trained(model):

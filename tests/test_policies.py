@@ -299,7 +299,7 @@ class Asking(Scheduler):
 
     def learned_signals(self, client, told):
         worst = max(self.variable("worst")[client], told.get("loss", 0.0))
-        return {**told, "worst": worst}
+        return {"worst": worst}
 
 
 def test_what_clients_tell_holds_at_once_and_is_saved(tmp_path):

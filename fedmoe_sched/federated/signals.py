@@ -91,7 +91,7 @@ SIGNALS: dict[str, Callable[[Observation], npt.ArrayLike]] = {
     "loss": lambda seen: seen.losses.mean(),
     "accuracy": lambda seen: seen.hits.mean(),
     # Oort's statistical utility of the client.
-    "utility": lambda seen: oort_reward(len(seen.losses), float(np.square(seen.losses).mean())),
+    "oort_utility": lambda seen: oort_reward(len(seen.losses), float(np.square(seen.losses).mean())),
 }
 
 

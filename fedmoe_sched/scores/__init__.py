@@ -18,6 +18,7 @@ from fedmoe_sched.scores.fitness import (
     oort_reward,
     router_frequency_reward,
 )
+from fedmoe_sched.scores.selection import SelectionOptions, select_clients, selection_scores
 from fedmoe_sched.scores.usage import UsageOptions, UsageScores
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ExpertCost",
     "FitnessOptions",
     "FitnessScores",
+    "SelectionOptions",
     "UsageOptions",
     "UsageScores",
     "accuracy_reward",
@@ -37,4 +39,6 @@ __all__ = [
     "profile_table",
     "round_seconds",
     "router_frequency_reward",
+    "select_clients",
+    "selection_scores",
 ]
