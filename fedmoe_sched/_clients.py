@@ -269,7 +269,7 @@ class ClientTable:
     def estimated_seconds(
         self, clients: IntArray, updates: Mapping[int, ClientUpdate], rules: CapacityRules
     ) -> FloatArray:
-        """Estimate how long clients take to train one expert, 0 where that is not known; arguments as in `limits`."""
+        """Estimate how long clients take to train one expert, 0 where it is not known; arguments as in `limits`."""
         profiles = self._profiles_with(clients, updates, rules)
         known = ~np.isnan(profiles[:, 0])
         seconds = np.zeros(len(clients))
