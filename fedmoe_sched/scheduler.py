@@ -53,7 +53,9 @@ class Scheduler(SchedulerCore):
     deadline : float, optional
         Seconds that a client's round may take, by its profile; None is no limit.
     correction_rate : float, default 0.3
-        How fast observed round times correct profiles, see `fedmoe_sched.scores.corrected_speed`.
+        How fast observed round times correct profiles, see `fedmoe_sched.scores.corrected_speed`. The correction
+        of a client that could train nothing for its correction alone goes back towards 1 with a third of this
+        rate per round, so that it is tried again.
     fitness : FitnessOptions or mapping of its fields, optional
     usage : UsageOptions or mapping of its fields, optional
     seed : int, default 0
@@ -317,6 +319,9 @@ class Scheduler(SchedulerCore):
 
     def close_round(self) -> RoundRecord:
         """End the round: learn fitness, usage and speeds from the reports, and count who did not report as failed.
+
+        Available clients that only their speed correction kept out of the round are held to be a little faster
+        from then on, see `correction_rate`.
 
         Returns
         -------
