@@ -25,6 +25,7 @@ from fedmoe_sched.scores.capacity import (
 __all__ = ["CapacityRules", "ClientTable", "ClientUpdate", "as_client_update", "as_client_updates"]
 
 _UNSET = -1  # capacity of a client that was given none
+_RELAXATION = 1 / 3  # of the correction rate: a round that a client sat out says less than one that it trained in
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,12 @@ class ClientTable:
         return table
 
     def limits(
-        self, clients: IntArray, updates: Mapping[int, ClientUpdate], rules: CapacityRules
+        self,
+        clients: IntArray,
+        updates: Mapping[int, ClientUpdate],
+        rules: CapacityRules,
+        *,
+        corrected: bool = True,
     ) -> tuple[IntArray, BoolArray | None]:
         """Return capacity and eligibility of the clients of a round.
 
@@ -199,6 +205,8 @@ class ClientTable:
         updates : mapping of int to ClientUpdate
             News of clients, by position in `clients`; nothing is stored.
         rules : CapacityRules
+        corrected : bool, default True
+            Whether the speeds that were learnt count; else profiles are taken at their word.
 
         Returns
         -------
@@ -221,7 +229,7 @@ class ClientTable:
             if rules.cost is None:
                 msg = f"{int(known.sum())} clients have a profile: the scheduler needs expert_cost to use it"
                 raise InputError(msg)
-            correction = self._taken("correction", clients, 1.0)
+            correction = self._taken("correction", clients, 1.0) if corrected else np.ones(len(clients))
             most, fits = capacity_and_eligibility(
                 profiles[known],
                 rules.cost,
@@ -237,6 +245,16 @@ class ClientTable:
         self, clients: IntArray, pairs: Assignment, seconds: FloatArray, rules: CapacityRules, rate: float
     ) -> FloatArray:
         """Return the speed corrections of the clients of a round after it; nothing is stored.
+
+        Clients whose time is known learn from it, see `fedmoe_sched.scores.corrected_speed`. A client that its
+        correction c alone keeps out (nothing fits the deadline, but something would with ``c = 1``) has no time to
+        show, and would be kept out for ever by one slow round. Its correction relaxes instead [I]::
+
+            c <- (1 - q) c + q        q = rate / 3
+
+        as if it had kept to its profile, with a third of the weight of a time that was seen. If an expert fits up
+        to the correction c*, it is tried again after ``ln((c - 1) / (c* - 1)) / -ln(1 - q)`` such rounds: later,
+        the slower it was seen, and the sooner, the more room the deadline leaves it.
 
         Parameters
         ----------
@@ -254,6 +272,12 @@ class ClientTable:
         if rules.cost is not None and told.any():
             estimated = round_seconds(profiles[told], rules.cost, pairs.mask()[told])
             speeds[told] = corrected_speed(speeds[told], seconds[told], estimated, rate)
+        # Whoever is as fast as its profile, or faster, is not kept out by its correction.
+        idle = np.flatnonzero((pairs.counts == 0) & (speeds > 1))
+        if rules.deadline is not None and len(idle):
+            barred = idle[self._able(clients[idle], rules, corrected=False) & ~self._able(clients[idle], rules)]
+            kept = np.ones(len(barred))
+            speeds[barred] = corrected_speed(speeds[barred], kept, kept, _RELAXATION * rate)
         return speeds
 
     def _profiles_with(
@@ -269,7 +293,7 @@ class ClientTable:
     def estimated_seconds(
         self, clients: IntArray, updates: Mapping[int, ClientUpdate], rules: CapacityRules
     ) -> FloatArray:
-        """Estimate how long clients take to train one expert, 0 where it is not known; arguments as in `limits`."""
+        """Estimate how long clients take to train one expert, 0 where unknown; arguments as in `limits`."""
         profiles = self._profiles_with(clients, updates, rules)
         known = ~np.isnan(profiles[:, 0])
         seconds = np.zeros(len(clients))
@@ -278,6 +302,12 @@ class ClientTable:
             correction = self._taken("correction", clients, 1.0)[known]
             seconds[known] = round_seconds(profiles[known], rules.cost, one, correction=correction)
         return seconds
+
+    def _able(self, clients: IntArray, rules: CapacityRules, *, corrected: bool = True) -> BoolArray:
+        """Whether clients can train any expert; shape (k,), bool."""
+        capacity, eligible = self.limits(clients, {}, rules, corrected=corrected)
+        able: BoolArray = capacity > 0
+        return able if eligible is None else able & eligible.any(axis=1)
 
     def _taken(self, column: str, clients: IntArray, fill: Any) -> npt.NDArray[Any]:
         """Copy rows of a column; `fill` for clients that are not in the table."""

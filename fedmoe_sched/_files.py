@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whole: atomic writes and sealed .npz archives.
+"""Files that are either the old one or the new one, whole: atomic writes and sealed .npz archives; locked folders.
 
 A sealed archive is an ordinary .npz file whose zip comment is the SHA-256 of all bytes before it: any single
 changed, missing or surplus byte is noticed before anything is read out of it, and ``numpy.load`` opens it still.
@@ -19,15 +19,24 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched.errors import StateFileError
+from fedmoe_sched.errors import InputError, StateFileError
 
-__all__ = ["PathLike", "atomic_file", "read_archive", "write_archive", "write_bytes", "write_text"]
+__all__ = [
+    "PathLike",
+    "atomic_file",
+    "locked_folder",
+    "read_archive",
+    "write_archive",
+    "write_bytes",
+    "write_text",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _SEAL = 64  # hexadecimal digits of a SHA-256
 _METADATA = "metadata"
 _CHUNK = 1 << 20
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -163,3 +172,41 @@ def read_archive(path: PathLike) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
         msg = f"{os.fspath(path)}: not a state file (its metadata is {type(metadata).__name__}, not an object)"
         raise StateFileError(msg)
     return arrays, metadata
+
+
+@contextlib.contextmanager
+def locked_folder(path: PathLike, what: str) -> Iterator[None]:
+    """Keep a folder for the caller while the block runs.
+
+    The operating system keeps the lock on an open file, ``.lock`` in the folder, and takes it back when the
+    process ends, however it ends: the file that stays behind locks nobody out.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Made where it does not exist.
+    what : str
+        What messages call the folder.
+
+    Raises
+    ------
+    InputError
+        The folder is in use, or cannot be made or written to.
+    """
+    from filelock import FileLock, Timeout  # of the extra `train`
+
+    folder = Path(path)
+    lock = FileLock(folder / _LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        msg = f"{what} {folder}: is in use by another command; wait for its end, or choose another folder"
+        raise InputError(msg) from None
+    except OSError as error:
+        msg = f"{what} {folder}: cannot be made or written to ({error.strerror})"
+        raise InputError(msg) from error
+    try:
+        yield
+    finally:
+        lock.release()

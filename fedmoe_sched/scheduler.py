@@ -55,7 +55,9 @@ class Scheduler(SchedulerCore):
     deadline : float, optional
         Seconds that a client's round may take, by its profile; None is no limit.
     correction_rate : float, default 0.3
-        How fast observed round times correct profiles, see `fedmoe_sched.scores.corrected_speed`.
+        How fast observed round times correct profiles, see `fedmoe_sched.scores.corrected_speed`. The correction
+        of a client that could train nothing for its correction alone goes back towards 1 with a third of this
+        rate per round, so that it is tried again.
     fitness : FitnessOptions or mapping of its fields, optional
     usage : UsageOptions or mapping of its fields, optional
     seed : int, default 0
@@ -377,6 +379,9 @@ class Scheduler(SchedulerCore):
     def close_round(self) -> RoundRecord:
         """End the round: learn fitness, usage and speeds from the reports, and count who did not report as failed.
 
+        Available clients that only their speed correction kept out of the round are held to be a little faster
+        from then on, see `correction_rate`.
+
         Returns
         -------
         RoundRecord
@@ -463,14 +468,15 @@ class Scheduler(SchedulerCore):
         self._clients.add(names)
 
     def _selected(self, rows: IntArray, capacity: IntArray, updates: Mapping[int, ClientUpdate]) -> IntArray:
-        """Return the positions of the clients that take part; those that can train nothing do not count."""
-        options = self._options.selection
+        """Return the positions of the clients that take part.
+
+        Those that can train nothing take no place, and stay in the round: their speed correction may relax.
+        """
         able = np.flatnonzero(capacity > 0)
-        if not len(able):
-            return np.arange(len(rows))
-        seconds = self._clients.estimated_seconds(rows, updates, self._options.rules)
-        chosen = selected(self._variables, rows[able], seconds[able], self._round + 1, options, self.round_seed())
-        return able[chosen]
+        seconds = self._clients.estimated_seconds(rows, updates, self._options.rules)[able]
+        seed = self.round_seed()
+        chosen = selected(self._variables, rows[able], seconds, self._round + 1, self._options.selection, seed)
+        return np.sort(np.concatenate([able[chosen], np.flatnonzero(capacity <= 0)]))
 
     def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:
         """Take in the new names and the news of a plan that succeeded."""

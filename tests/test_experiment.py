@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 pytest.importorskip("pydantic")
 pytest.importorskip("tomli_w")
 
-from fedmoe_sched._files import write_archive
+from fedmoe_sched._files import locked_folder, write_archive
 from fedmoe_sched.cli import app
 from fedmoe_sched.cli._experiment import _bars
 from fedmoe_sched.errors import InputError
@@ -409,6 +409,14 @@ class TestRunning:
         assert result.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
+    def test_an_output_folder_in_use_is_one_line_before_anything_runs(self, cli, tmp_path):
+        with locked_folder(tmp_path / "out", "output folder"):
+            result = cli("tiny.toml", "--output", "out")
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: output folder out: is in use by another command")
+        assert result.stderr.count("\n") == 1
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
     @pytest.mark.parametrize("sign", ["SIGINT", "SIGKILL"])
     def test_when_it_ends_its_processes_end_and_it_can_go_on(self, tmp_path, monkeypatch, sign):
         pytest.importorskip("torch")
@@ -427,6 +435,9 @@ class TestRunning:
         while not metrics.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         [child] = psutil.Process(process.pid).children()
+        [plan] = Experiment.from_toml("tiny.toml").plan(only=["random"], changes={"rounds": 1})
+        with pytest.raises(InputError, match=r"output folder .*out: is in use"):
+            run_all([plan], tmp_path / "out")
         process.send_signal(getattr(signal, sign))
         _, errors = process.communicate(timeout=60)
         psutil.wait_procs([child], timeout=60)

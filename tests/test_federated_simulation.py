@@ -210,6 +210,18 @@ def test_a_run_folder_in_use_and_other_settings_are_refused(whole):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_is_going_on_cannot_be_resumed(tmp_path):
+    folder, refused = tmp_path / "run", []
+
+    def resume(_):
+        with pytest.raises(InputError, match=r"run folder .*run: is in use by another command") as error:
+            run_training(small(rounds=2), folder, resume=True)
+        refused.append(error)
+
+    assert len(run_training(small(rounds=2), folder, callbacks=[resume]).run.records) == 2
+    assert len(refused) == 2
+
+
 def test_damaged_run_folders_are_told(tmp_path):
     folder = tmp_path / "run"
     run_training(small(rounds=2), folder)

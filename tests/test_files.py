@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from fedmoe_sched import StateFileError
-from fedmoe_sched._files import atomic_file, read_archive, write_archive, write_bytes, write_text
+from fedmoe_sched import InputError, StateFileError
+from fedmoe_sched._files import atomic_file, locked_folder, read_archive, write_archive, write_bytes, write_text
 
 ARRAYS = {
     "a": np.arange(12.0).reshape(3, 4),
@@ -145,3 +147,48 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_bytes(tmp_path / "none" / "file", b"")
+
+
+HOLD = """
+import sys
+from fedmoe_sched._files import locked_folder
+with locked_folder(sys.argv[1], "folder"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class TestLockedFolder:
+    @pytest.fixture(autouse=True)
+    def _needs_filelock(self):
+        pytest.importorskip("filelock")
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_another_process_keeps_it_until_it_ends_however_it_ends(self, tmp_path, killed):
+        folder = tmp_path / "new" / "folder"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        command = [sys.executable, "-c", HOLD, str(folder)]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(InputError, match="folder: is in use by another command") as error:
+                locked_folder(folder, "output folder").__enter__()
+            assert str(error.value).startswith(f"output folder {folder}: ")
+            if killed:
+                process.kill()
+            process.communicate(timeout=60)
+        assert (process.returncode != 0) == killed
+        with locked_folder(folder, "output folder"):
+            assert folder.is_dir()
+
+    def test_it_is_free_again_after_a_failure(self, tmp_path):
+        with pytest.raises(ZeroDivisionError), locked_folder(tmp_path, "folder"):
+            _ = 1 / 0
+        with locked_folder(tmp_path, "folder"), pytest.raises(InputError, match="is in use"):
+            locked_folder(tmp_path, "folder").__enter__()
+
+    def test_what_cannot_be_made_is_named(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=r"folder .*file: cannot be made or written to \(File exists\)"):
+            locked_folder(tmp_path / "file", "folder").__enter__()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedmoe_sched._files import locked_folder
 from fedmoe_sched._processes import kill_session, start_module
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.experiment import PlannedRun
@@ -122,14 +123,15 @@ def run_all(
     Raises
     ------
     InputError
-        `jobs` is below 1, or a run folder holds a run with other settings; nothing was started then.
+        `jobs` is below 1, another command is making runs in `output`, or a run folder holds a run with other
+        settings; nothing was started then.
     """
     if jobs < 1:
         msg = f"jobs = {jobs}: must be >= 1"
         raise InputError(msg)
     refuse_other_settings(plans, output)
     children = _Children(output, on_event or (lambda _: None))
-    with ThreadPoolExecutor(jobs) as pool:
+    with locked_folder(output, "output folder"), ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(children.run, plan) for plan in plans]
         try:
             for future in as_completed(futures):

@@ -6,7 +6,8 @@ A run folder holds
 - ``clients.npz``: class counts, group and capacity of every client, and its device profile where it has one;
 - ``metrics.jsonl``: one JSON object per finished round;
 - ``schedules/round-00001.npz``, ...: assignment, fitness, samples and client accuracy of every round;
-- ``checkpoint/round-00012/``: all that is needed to go on after that round.
+- ``checkpoint/round-00012/``: all that is needed to go on after that round;
+- ``.lock``: held while a run writes here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._files import read_archive, write_archive, write_text
+from fedmoe_sched._files import locked_folder, read_archive, write_archive, write_text
 from fedmoe_sched.errors import InputError, StateFileError
 
 __all__ = ["PHASES", "Run", "RunFolder", "is_timing", "read_run"]
@@ -67,6 +69,10 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.schedules = self.path / "schedules"
         self.checkpoints = self.path / "checkpoint"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep the folder for one run while a block runs; an `InputError` says that it is in use."""
+        return locked_folder(self.path, "run folder")
 
     def begin(self, config_toml: str) -> None:
         """Make the folder for a new run.

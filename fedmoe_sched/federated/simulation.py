@@ -105,8 +105,9 @@ def run_training(
         A worker process died; the run can be resumed.
     """
     folder = RunFolder(run_dir)
-    with _torch_threads(config.threads):
+    with _torch_threads(config.threads), contextlib.ExitStack() as held:
         loop = _Loop(config, folder)
+        held.enter_context(folder.locked())
         if resume and folder.config_file.exists():
             config.refuse_to_continue(folder.config_file)
             loop.restore()
