@@ -145,7 +145,8 @@ def _coupling(problem: AssignmentProblem) -> str:
     """Say what makes the clients compete."""
     bounds = ["load bounds"] if problem.has_load_bounds else []
     penalty = ["load penalty"] if problem.load_penalty is not None else []
-    return " and ".join(bounds + penalty)
+    budgets = ["budgets"] if problem.budgets else []
+    return " and ".join(bounds + penalty + budgets)
 
 
 def get_solver(solver: str | Solver[Any], problem: AssignmentProblem) -> tuple[Solver[Any], str]:
