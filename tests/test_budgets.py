@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,11 +13,15 @@ from oracle import brute_force, clustered, enumerate_assignments, tiny_problems
 from fedmoe_sched import (
     AssignmentProblem,
     Capability,
+    CapacityProfile,
+    ExpertCost,
     InputError,
     ResourceBudget,
+    Status,
     UnsupportedProblemError,
     certify,
     dual_bound,
+    schedule,
     solve,
     solvers,
 )
@@ -24,6 +30,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem_files import load_problem, save_problem
+from fedmoe_sched.scores import resource_budgets, round_seconds
 
 # Two clients, three experts; client 0 can hold expert 0 alone or experts 1 and 2, client 1 anything.
 MEMORY = ResourceBudget("memory", [4, 2, 3], [5, np.inf])
@@ -209,3 +216,74 @@ def test_widely_different_clients_are_bounded_quickly_and_truly():
     tight = problem.replace(budgets=budgets, min_experts=0)
     free = network_relaxation(tight)
     assert 0 < dual_bound(tight, np.zeros(60)) < dual_bound(free, np.zeros(60))
+
+
+def test_schedule_takes_budgets_and_fills_only_what_fits_for_sure():
+    budgets = [ResourceBudget("memory", [1, 1, 3], [4, 2, 3])]
+    answer = schedule(
+        [[0.1, 0.2, 0.9], [0.1, 0.2, 0.9], [0.1, -0.2, -0.9]], [1] * 3, 3,
+        usage_weight=0, balance=None, budgets=budgets,
+    )  # fmt: skip
+    # Any two fit client 0 and one fits client 2, whichever they are; client 1 cannot hold expert 2 at all.
+    assert answer.problem.min_experts.tolist() == [2, 2, 1]
+    assert answer.experts_by_client() == {0: [1, 2], 1: [0, 1], 2: [0]}
+
+
+def test_schedule_balances_within_what_budgets_allow():
+    rng = np.random.default_rng(3)
+    budgets = [ResourceBudget("memory", [1, 2, 4, 8], rng.integers(1, 12, 30))]
+    answer = schedule(rng.random((30, 4)), np.ones(4), 4, balance=0.1, budgets=budgets)
+    assert answer.status is Status.OPTIMAL
+    assert (budgets[0].used(answer.pairs) <= budgets[0].budget).all()
+    assert answer.relaxed
+    assert (answer.loads <= answer.problem.load_max).all()
+
+
+def test_budgets_of_profiles_allow_what_the_time_model_allows():
+    """Brute force over all choices of a client: within budgets exactly if memory and time suffice."""
+    cost = ExpertCost(
+        expert_bytes=[2e5, 3e5, 5e5, 1e5], expert_compute=[1, 2, 0.5, 1], shared_bytes=1e5, samples=50
+    )
+    profiles = [
+        CapacityProfile(20, 4e6, 1e5, 5e4, 1.0),
+        CapacityProfile(200, 2e6, 1e6, 1e6),
+        CapacityProfile(5, 1e5, 1e5, 1e5),
+    ]
+    budgets = resource_budgets(profiles, cost, 4, deadline=30.0, upload_bytes=[8e5, 1e9, 1e9])
+    assert [resource.name for resource in budgets] == ["memory", "seconds", "upload"]
+    for choice in itertools.product([0, 1], repeat=4):
+        trained = np.tile(np.array(choice, dtype=bool), (3, 1))
+        seconds = round_seconds(profiles, cost, trained)
+        size = 1e5 + trained @ np.array([2e5, 3e5, 5e5, 1e5])
+        fits = (seconds <= 30.0) & (4 * size <= [4e6, 2e6, 1e5]) & (size <= [8e5, 1e9, 1e9])
+        used = [(resource.sizes_of(slice(None)) * trained).sum(axis=1) <= resource.budget for resource in budgets]
+        if any(choice):
+            np.testing.assert_array_equal(np.all(used, axis=0), fits)
+
+
+def test_certify_proves_a_bound_for_an_answer_with_budgets():
+    answer = solve(PROBLEM, "milp-scipy", certify=True)
+    assert answer.certificate.bound == 8
+    assert answer.bound_source == "prices"
+    assert answer.verify().optimal
+
+
+def test_bound_that_a_backend_vouches_for_is_called_so():
+    contested = PROBLEM.replace(load_max=1)
+    answer = solve(contested, "ilp-ortools")
+    assert (answer.status, answer.bound_source) == (Status.OPTIMAL, "backend")
+    assert "(the backend's word)" in repr(answer)
+    assert answer.to_dict()["bound_source"] == "backend"
+    assert answer.verify().bound is None
+
+
+def test_infeasible_budgets_without_a_cut_are_an_answer():
+    """Both clients can hold two of the smaller experts, and four have to go somewhere; but three of them are 3."""
+    problem = AssignmentProblem(
+        np.ones((2, 4)), 2, load_min=1, load_max=1, budgets=[ResourceBudget("memory", [3, 3, 3, 1], [5, 5])]
+    )
+    answer = solve(problem, "milp-scipy")
+    assert (answer.status, answer.conflict.kind) == (Status.INFEASIBLE, "budgets")
+    assert answer.conflict.message == (
+        "no assignment keeps all bounds and the budgets of memory: milp-scipy searched, no cut shows it"
+    )
