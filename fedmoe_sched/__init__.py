@@ -18,6 +18,7 @@ from fedmoe_sched.errors import (
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
+from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Conflict, Relaxation, Schedule, Status, StopReason
 from fedmoe_sched.rounds import RoundRecord
 from fedmoe_sched.schedule import schedule
@@ -41,6 +42,7 @@ __all__ = [
     "MissingDependencyError",
     "NoAssignmentError",
     "Relaxation",
+    "ResourceBudget",
     "RoundRecord",
     "Schedule",
     "Scheduler",

@@ -3,7 +3,8 @@
 No backend is trusted here and none is imported: what a schedule says of itself comes from this module.
 The bound is weak Lagrangian duality over the expert load constraints (Bertsekas, *Nonlinear Programming*,
 section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, section 9.4, and for convex costs
-chapter 14).
+chapter 14). With resource budgets the best choice of a client is a knapsack, and `fedmoe_sched.knapsack_bound`
+bounds it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import FloatArray, IntArray, as_vector, row_blocks
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.knapsack_bound import Knapsacks, budgeted_responses
 from fedmoe_sched.problem import AssignmentProblem
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
 #: A relative gap up to this counts as optimal: what float64 sums over a million clients can resolve.
 OPTIMALITY_GAP = 1e-9
 
+_LARGEST_WHOLE = 2.0**31
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -44,20 +48,25 @@ class Violation:
     Parameters
     ----------
     constraint : str
-        ``"capacity"``, ``"min_experts"``, ``"load_min"``, ``"load_max"`` or ``"eligible"``.
+        ``"capacity"``, ``"min_experts"``, ``"load_min"``, ``"load_max"``, ``"eligible"`` or ``"budget"``.
     position : tuple of int
         (client,), (expert,) or (client, expert) number.
-    value, limit : int
+    value, limit : int, or float for a budget
         What the assignment has there, and what the problem allows.
+    resource : str, default ""
+        Of a budget: its name.
     """
 
     constraint: str
     position: tuple[int, ...]
-    value: int
-    limit: int
+    value: float
+    limit: float
+    resource: str = ""
 
     def __str__(self) -> str:
         where = ", ".join(str(i) for i in self.position)
+        if self.resource:
+            return f"{self.value:.12g} exceeds the {self.resource} budget[{where}] = {self.limit:.12g}"
         if self.constraint == "eligible":
             return f"pair ({where}) is assigned but not eligible"
         side = "exceeds" if self.value > self.limit else "is below"
@@ -162,7 +171,15 @@ def violations(problem: AssignmentProblem, assignment: Assignment) -> tuple[Viol
         *_outside("load_max", assignment.loads, problem.load_max, upper=True),
         *_outside("load_min", assignment.loads, problem.load_min, upper=False),
         *barred,
+        *_over_budget(problem, assignment),
     )
+
+
+def _over_budget(problem: AssignmentProblem, assignment: Assignment) -> Iterator[Violation]:
+    for resource in problem.budgets:
+        used = resource.used(assignment)
+        for i in np.flatnonzero(used > resource.allowed).tolist():
+            yield Violation("budget", (i,), float(used[i]), float(resource.budget[i]), resource.name)
 
 
 def _reduce(problem: AssignmentProblem, block: slice, prices: FloatArray, reduced: FloatArray) -> None:
@@ -218,7 +235,8 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
 
         max of p_j l - phi_j(l) over l = load_min_j..load_max_j
 
-    with no l above the number of clients.
+    with no l above the number of clients. With budgets R_i is the bound of `fedmoe_sched.knapsack_bound`; and
+    where all scores are whole numbers, and no load costs anything, so is the objective: the bound is rounded down.
 
     Parameters
     ----------
@@ -229,7 +247,7 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
     Returns
     -------
     float
-        The bound; ``-inf`` proves that some client has fewer eligible experts than it must take.
+        The bound; ``-inf`` proves that some client cannot take as many experts as it must.
     """
     p = as_vector("prices", prices, problem.n_experts, "one per expert")
     if (problem.min_experts > problem.slots).any():
@@ -243,9 +261,25 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
             kept.reduced = np.empty((next(row_blocks(problem.shape)).stop, problem.n_experts))
         reduced = kept.reduced[:size]
         _reduce(problem, block, p, reduced)
+        if problem.budgets:
+            knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
+            return budgeted_responses(reduced, problem.min_experts[block], problem.slots[block], knapsacks)
         return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
 
-    return _load_terms(problem, p) + _sum_over_blocks(problem, of_block)
+    bound = _load_terms(problem, p) + _sum_over_blocks(problem, of_block)
+    return _rounded_down(bound) if problem.budgets and _is_whole(problem) else bound
+
+
+def _is_whole(problem: AssignmentProblem) -> bool:
+    """Whether every objective is a whole number, below what float64 can tell apart."""
+    if problem.load_penalty is not None or problem.largest_score >= _LARGEST_WHOLE:
+        return False
+    scores = (problem.desirability[block] for block in problem.blocks())
+    return all(bool((part == np.rint(part)).all()) for part in scores)
+
+
+def _rounded_down(bound: float) -> float:
+    return float(np.floor(bound + OPTIMALITY_GAP * max(1.0, abs(bound))))
 
 
 def relative_gap(bound: float, value: float) -> float:

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._budgets import fitting_counts, network_relaxation
 from fedmoe_sched._dealing import deal, deal_loads, group_clients
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict, Relaxation
 
-__all__ = ["find_conflict", "widen_load_bounds"]
+__all__ = ["budget_conflict", "find_conflict", "widen_load_bounds"]
 
 _NAMED = 10  # how many clients or experts a message names one by one
 
@@ -32,8 +33,39 @@ def find_conflict(problem: AssignmentProblem) -> Conflict | None:
     Returns
     -------
     Conflict or None
-        None: some assignment satisfies every constraint.
+        None: some assignment satisfies every constraint. With budgets it is only the network around them that was
+        looked at: pairs that do not fit alone are not eligible, and no client takes more experts than could fit.
     """
+    if problem.budgets:
+        relaxed = network_relaxation(problem)
+        return _unaffordable(problem, relaxed) or _find_cut(relaxed)
+    return _find_cut(problem)
+
+
+def budget_conflict(problem: AssignmentProblem, backend: str) -> Conflict:
+    """Say that a backend's search found no assignment where no cut of the network explains it."""
+    names = " and ".join(resource.name for resource in problem.budgets)
+    message = f"no assignment keeps all bounds and the budgets of {names}: {backend} searched, no cut shows it"
+    return Conflict("budgets", (), (), 0, 0, message)
+
+
+def _unaffordable(problem: AssignmentProblem, relaxed: AssignmentProblem) -> Conflict | None:
+    """Name the clients whose budgets do not reach for ``min_experts``, not even of the smallest experts."""
+    assert relaxed.eligible is not None
+    _, at_most = fitting_counts(problem, relaxed.eligible)
+    short = np.flatnonzero((problem.min_experts > at_most) & (problem.min_experts <= problem.slots))
+    if not len(short):
+        return None
+    required, available = int(problem.min_experts[short].sum()), int(at_most[short].sum())
+    resources = " and ".join(resource.name for resource in problem.budgets)
+    message = (
+        f"{_names('client', problem.client_labels, short)} must take {required} places (min_experts), "
+        f"only {available} fit the budgets of {resources}"
+    )
+    return Conflict("clients overflow", _ints(short), (), required, available, message)
+
+
+def _find_cut(problem: AssignmentProblem) -> Conflict | None:
     crossed = problem.load_min > problem.n_clients
     if crossed.any():
         return _starving(problem, np.flatnonzero(crossed)[:1])

@@ -24,6 +24,7 @@ from fedmoe_sched._arrays import (
 from fedmoe_sched._mapped import release_rows
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.load_penalty import LoadPenalty
+from fedmoe_sched.resource_budget import ResourceBudget
 
 __all__ = ["AssignmentProblem"]
 
@@ -35,7 +36,9 @@ class AssignmentProblem:
     Maximise ``sum_ij d_ij x_ij - sum_j phi_j(load_j)`` over binary x, with ``load_j = sum_i x_ij``, subject to
     ``min_experts_i <= sum_j x_ij <= capacity_i`` for every client i,
     ``load_min_j <= load_j <= load_max_j`` for every expert j,
-    and ``x_ij = 0`` where the pair is not eligible. The constraint matrix is totally unimodular.
+    ``sum_j size_rij x_ij <= budget_ri`` for every client i and resource r,
+    and ``x_ij = 0`` where the pair is not eligible. Without resources the constraint matrix is totally unimodular;
+    with them this is a generalised assignment problem.
 
     Parameters
     ----------
@@ -56,6 +59,8 @@ class AssignmentProblem:
         copy.
     load_penalty : LoadPenalty, optional
         The convex phi_j, in units of desirability; None is no penalty.
+    budgets : sequence of ResourceBudget, default ()
+        What clients have of memory, seconds, ..., and what experts take of it.
     client_labels, expert_labels : sequence of hashable, optional
         Names for the answer; by default those of the DataFrame, else none.
 
@@ -66,6 +71,7 @@ class AssignmentProblem:
     load_min, load_max : ndarray, shape (m,), int64
     eligible : ndarray, shape (n, m), bool, or None
     load_penalty : LoadPenalty or None
+    budgets : tuple of ResourceBudget
     client_labels, expert_labels : tuple of hashable, or None
 
     Raises
@@ -87,6 +93,7 @@ class AssignmentProblem:
     load_max: IntArray
     eligible: BoolArray | None
     load_penalty: LoadPenalty | None
+    budgets: tuple[ResourceBudget, ...]
     client_labels: tuple[Hashable, ...] | None
     expert_labels: tuple[Hashable, ...] | None
 
@@ -100,6 +107,7 @@ class AssignmentProblem:
         load_max: Any = None,
         eligible: Any = None,
         load_penalty: LoadPenalty | None = None,
+        budgets: Sequence[ResourceBudget] = (),
         client_labels: Sequence[Hashable] | None = None,
         expert_labels: Sequence[Hashable] | None = None,
     ) -> None:
@@ -116,6 +124,7 @@ class AssignmentProblem:
             "load_max": read_only(as_counts("load_max", load_max, m, "one per expert")),
             "eligible": None if eligible is None else read_only(as_bool_matrix("eligible", eligible, (n, m))),
             "load_penalty": _penalty(load_penalty, m),
+            "budgets": _budgets(budgets, (n, m)),
             "client_labels": _labels("client_labels", bare.rows if client_labels is None else client_labels, n),
             "expert_labels": _labels("expert_labels", bare.columns if expert_labels is None else expert_labels, m),
         }
@@ -178,8 +187,8 @@ class AssignmentProblem:
 
     @property
     def is_separable(self) -> bool:
-        """Whether clients do not compete: no load bound can exclude an assignment, and no load costs anything."""
-        return self.load_penalty is None and not self.has_load_bounds
+        """Whether clients do not compete, and choose by rank: no load bound, load penalty or budget matters."""
+        return self.load_penalty is None and not self.has_load_bounds and not self.budgets
 
     def replace(self, **changes: Any) -> AssignmentProblem:
         """Return a problem with some arguments changed (the names are those of the constructor)."""
@@ -191,6 +200,7 @@ class AssignmentProblem:
             "load_max": self.load_max,
             "eligible": self.eligible,
             "load_penalty": self.load_penalty,
+            "budgets": self.budgets,
             "client_labels": self.client_labels,
             "expert_labels": self.expert_labels,
         }
@@ -234,9 +244,10 @@ class AssignmentProblem:
     def __repr__(self) -> str:
         n, m = self.shape
         penalty = "" if self.load_penalty is None else ", penalised"
+        budgets = "".join(f", {resource.name} budgets" for resource in self.budgets)
         return (
             f"AssignmentProblem({n} clients x {m} experts, {int(self.slots.sum())} slots, "
-            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty})"
+            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty}{budgets})"
         )
 
 
@@ -255,6 +266,25 @@ def _penalty(penalty: Any, n_experts: int) -> LoadPenalty | None:
         msg = f"load_penalty: is of {penalty.n_experts} experts, must be of {n_experts}"
         raise InputError(msg)
     return penalty
+
+
+def _budgets(budgets: Any, shape: tuple[int, int]) -> tuple[ResourceBudget, ...]:
+    if isinstance(budgets, ResourceBudget):
+        budgets = (budgets,)
+    checked: dict[str, ResourceBudget] = {}
+    for position, resource in enumerate(budgets):
+        if not isinstance(resource, ResourceBudget):
+            msg = f"budgets[{position}]: is a {type(resource).__name__}, must be a ResourceBudget"
+            raise InputError(msg)
+        if resource.shape != shape:
+            (n, m), (clients, experts) = shape, resource.shape
+            msg = f"budgets[{position}]: is of {clients} clients x {experts} experts, must be of {n} x {m}"
+            raise InputError(msg)
+        if resource.name in checked:
+            msg = f"budgets[{position}]: there is another resource called {resource.name!r}"
+            raise InputError(msg)
+        checked[resource.name] = resource
+    return tuple(checked.values())
 
 
 def _labels(name: str, labels: Sequence[Hashable] | None, size: int) -> tuple[Hashable, ...] | None:

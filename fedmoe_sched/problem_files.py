@@ -20,6 +20,7 @@ from fedmoe_sched._files import atomic_file
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.resource_budget import ResourceBudget
 
 __all__ = ["ScoreTable", "load_problem", "read_arrays", "read_score_table", "save_problem"]
 
@@ -36,6 +37,8 @@ _PROBLEM_ARRAYS = (
 # A load penalty is its four arrays, all or none of them.
 _PENALTY_PREFIX = "load_penalty_"
 _PENALTY_ARRAYS = tuple(_PENALTY_PREFIX + field.name for field in dataclasses.fields(LoadPenalty))
+# Budgets are a list of names, and two arrays for each: budget_0_size, budget_0_limit, budget_1_size, ...
+_BUDGET_NAMES = "budget_names"
 
 
 def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> None:
@@ -62,8 +65,17 @@ def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> No
             arrays[name] = json.dumps(_plain_labels(name, value)) if name.endswith("_labels") else value
     for name in _PENALTY_ARRAYS if problem.load_penalty is not None else ():
         arrays[name] = getattr(problem.load_penalty, name.removeprefix(_PENALTY_PREFIX))
+    if problem.budgets:
+        arrays[_BUDGET_NAMES] = json.dumps([resource.name for resource in problem.budgets])
+    for number, resource in enumerate(problem.budgets):
+        size, limit = _budget_arrays(number)
+        arrays[size], arrays[limit] = resource.size, resource.budget
     with atomic_file(path) as file:
         np.savez(file, **arrays)
+
+
+def _budget_arrays(number: int) -> tuple[str, str]:
+    return f"budget_{number}_size", f"budget_{number}_limit"
 
 
 def _plain_labels(name: str, labels: tuple[Hashable, ...]) -> list[Any]:
@@ -86,7 +98,8 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     path : path-like
         ``desirability`` and ``capacity`` are needed; ``min_experts``, ``load_min``, ``load_max``, ``eligible``,
         ``client_labels``, ``expert_labels`` and all four arrays of a `LoadPenalty` (``load_penalty_indptr``,
-        ``load_penalty_start``, ...) may be there.
+        ``load_penalty_start``, ...) may be there; and ``budget_names``, a list of names, with the arrays
+        ``budget_0_size`` and ``budget_0_limit`` for the first one, and so on.
 
     Returns
     -------
@@ -102,9 +115,12 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     """
     arrays = read_arrays(path)
     penalised = not arrays.keys().isdisjoint(_PENALTY_ARRAYS)
-    needed = ("desirability", "capacity", *(_PENALTY_ARRAYS if penalised else ()))
-    refuse_unknown(path, arrays, _PROBLEM_ARRAYS + _PENALTY_ARRAYS, needed=needed)
+    names = arrays.get(_BUDGET_NAMES, ())
+    budgets = tuple(name for number in range(len(names)) for name in _budget_arrays(number))
+    needed = ("desirability", "capacity", *(_PENALTY_ARRAYS if penalised else ()), *budgets)
+    refuse_unknown(path, arrays, (*_PROBLEM_ARRAYS, *_PENALTY_ARRAYS, _BUDGET_NAMES, *budgets), needed=needed)
     try:
+        arrays["budgets"] = _read_budgets(arrays)
         if penalised:
             penalty = {name.removeprefix(_PENALTY_PREFIX): arrays.pop(name) for name in _PENALTY_ARRAYS}
             arrays["load_penalty"] = LoadPenalty(**penalty)
@@ -112,6 +128,19 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     except InputError as error:
         msg = f"{path}: {error}"
         raise InputError(msg) from error
+
+
+def _read_budgets(arrays: dict[str, Any]) -> tuple[ResourceBudget, ...]:
+    """Take the arrays of budgets out of `arrays`."""
+    budgets = []
+    for number, name in enumerate(arrays.pop(_BUDGET_NAMES, ())):
+        size, limit = (arrays.pop(array) for array in _budget_arrays(number))
+        try:
+            budgets.append(ResourceBudget(name, size, limit))
+        except InputError as error:
+            msg = f"budget_{number}: {error}"
+            raise InputError(msg) from error
+    return tuple(budgets)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,7 +161,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         msg = f"{path}: not a complete .npz file of plain arrays ({error})"
         raise InputError(msg) from error
-    return {name: _labels(path, name, a) if name.endswith("_labels") else a for name, a in arrays.items()}
+    lists = ("_labels", _BUDGET_NAMES)
+    return {name: _labels(path, name, a) if name.endswith(lists) else a for name, a in arrays.items()}
 
 
 def _labels(path: str | os.PathLike[str], name: str, array: npt.NDArray[Any]) -> tuple[Hashable, ...]:

@@ -23,6 +23,7 @@ _BACKENDS: dict[str, str] = {
     "flow-networkx": "fedmoe_sched.solvers.flow_networkx:NetworkXFlow",
     "flow-ortools": "fedmoe_sched.solvers.flow_ortools:OrToolsFlow",
     "lp-scipy": "fedmoe_sched.solvers.lp_scipy:SciPyLP",
+    "milp-scipy": "fedmoe_sched.solvers.milp_scipy:SciPyMILP",
     "ilp-ortools": "fedmoe_sched.solvers.ilp_ortools:CpSat",
     "mip-ortools": "fedmoe_sched.solvers.mip_ortools:OrToolsMIP",
     "ilp-pulp": "fedmoe_sched.solvers.ilp_pulp:PulpCbc",
@@ -32,6 +33,7 @@ _BACKENDS: dict[str, str] = {
 # is first used: below so many pairs the others are fast enough, and it comes last.
 _COMPILED = "exact"
 _AUTO_ORDER = (_COMPILED, "flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
+_AUTO_BUDGETS = ("milp-scipy", "ilp-ortools", "mip-ortools", "ilp-pulp")
 _COMPILING_PAYS = 100_000
 
 # The backend for problems without load bounds and penalty, where clients do not compete.
@@ -99,7 +101,7 @@ def solvers() -> list[SolverEntry]:
     return entries
 
 
-def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) -> tuple[str, str]:
+def pick(problem: AssignmentProblem, candidates: Iterable[str] | None = None) -> tuple[str, str]:
     """Choose the backend for ``solver="auto"``, from the class of the problem and what is installed.
 
     Without load bounds and load penalty every client's own best choice is optimal, and nothing has to be
@@ -108,8 +110,8 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) ->
     Parameters
     ----------
     problem : AssignmentProblem
-    candidates : iterable of str
-        Exact backends, the preferred one first.
+    candidates : iterable of str, optional
+        Exact backends, the preferred one first; by default in an order of their speed.
 
     Returns
     -------
@@ -125,6 +127,8 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] = _AUTO_ORDER) ->
     n, m = problem.shape
     if problem.is_separable:
         return _AUTO_SEPARABLE, f"{n} x {m} without load bounds: each client's own best choice is optimal"
+    if candidates is None:
+        candidates = _AUTO_BUDGETS if problem.budgets else _AUTO_ORDER
     if n * m < _COMPILING_PAYS:
         candidates = sorted(candidates, key=_COMPILED.__eq__)
     refusals: list[str] = []
@@ -145,7 +149,8 @@ def _coupling(problem: AssignmentProblem) -> str:
     """Say what makes the clients compete."""
     bounds = ["load bounds"] if problem.has_load_bounds else []
     penalty = ["load penalty"] if problem.load_penalty is not None else []
-    return " and ".join(bounds + penalty)
+    budgets = ["budgets"] if problem.budgets else []
+    return " and ".join(bounds + penalty + budgets)
 
 
 def get_solver(solver: str | Solver[Any], problem: AssignmentProblem) -> tuple[Solver[Any], str]:

@@ -40,7 +40,7 @@ class Status(StrEnum):
 
 
 _STATUS_ADVICE = {
-    Status.OPTIMAL: "No feasible assignment is better: use it.",
+    Status.OPTIMAL: "No feasible assignment is better: use it; `bound_source` says who proved it.",
     Status.FEASIBLE: "All constraints hold; the gap, where one is given, says how much may be missing.",
     Status.VIOLATED: "A heuristic broke some load bounds: see `violations`, or use an exact backend.",
     Status.INFEASIBLE: "No assignment exists: `conflict` names the bounds that exclude one another.",
@@ -78,11 +78,12 @@ class Conflict:
     ----------
     kind : str
         ``"experts starve"``: these experts need more clients than can reach them;
-        ``"clients overflow"``: these clients must take more places than are open to them.
+        ``"clients overflow"``: these clients must take more places than are open to them;
+        ``"budgets"``: no cut shows it, but a backend that searched all assignments says so.
     clients, experts : tuple of int
         The numbers of the clients and experts in the cut.
     required, available : int
-        Places demanded, and places that exist; ``required > available``.
+        Places demanded, and places that exist; ``required > available``, or 0 both where there is no cut.
     message : str
         The same in words, with the labels of the problem.
     """
@@ -143,7 +144,8 @@ class Schedule:
     prices : ndarray, shape (m,), float64, or None
         Dual prices of the loads: what one more place at each expert is worth.
     solver_bound : float or None
-        An upper bound that only the backend vouches for (branch and bound); used where there are no prices.
+        An upper bound that only the backend vouches for (branch and bound); used where there are no prices, and
+        with budgets where it is less than what the prices prove.
     conflict : Conflict or None
         For an infeasible problem, why.
     relaxed : tuple of Relaxation
@@ -209,9 +211,20 @@ class Schedule:
     @property
     def bound(self) -> float | None:
         """Upper bound on the objective of every feasible assignment; None where nothing vouches for one."""
-        if self.certificate is not None and self.certificate.bound is not None:
-            return self.certificate.bound
-        return self.solver_bound
+        if self.bound_source == "backend":
+            return self.solver_bound
+        return None if self.certificate is None else self.certificate.bound
+
+    @property
+    def bound_source(self) -> str | None:
+        """What vouches for the bound: ``"prices"``, ``"backend"`` alone, or None where there is none.
+
+        Only a bound by prices is proved independently of the backend.
+        """
+        proved = None if self.certificate is None else self.certificate.bound
+        if self.solver_bound is not None and (proved is None or self.solver_bound < proved):
+            return "backend"
+        return None if proved is None else "prices"
 
     @property
     def gap(self) -> float | None:
@@ -279,6 +292,7 @@ class Schedule:
             "stop_reason": str(self.stop_reason),
             "objective": self.objective,
             "bound": self.bound,
+            "bound_source": self.bound_source,
             "gap": self.gap,
             "build_seconds": self.build_seconds,
             "solve_seconds": self.solve_seconds,
@@ -313,6 +327,8 @@ class Schedule:
             lines[0] += f" [auto: {self.solver_reason}]"
         if self.certificate is not None and self.pairs is not None:
             bound = "none" if self.bound is None else f"{self.bound:.6g}"
+            if self.bound_source == "backend":
+                bound += " (the backend's word)"
             gap = "none" if self.gap is None else f"{self.gap:.2g}"
             lines.append(f"  objective {self.objective:.6g}, bound {bound}, gap {gap}")
             low, high = int(self.loads.min()), int(self.loads.max())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import FloatArray, IntArray, KnownMatrix, as_counts, as_matrix, as_vector, split_labels
+from fedmoe_sched._budgets import fitting_counts, fitting_pairs
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import widen_load_bounds
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Relaxation, Schedule
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits, Solver
@@ -107,6 +109,7 @@ def schedule(
     load_max: Any = None,
     balance: float | None = 0.25,
     load_penalty: LoadPenalty | None = None,
+    budgets: Sequence[ResourceBudget] = (),
     fill: bool = True,
     solver: str | Solver[Any] = "auto",
     time_limit: float | None = None,
@@ -139,9 +142,13 @@ def schedule(
     load_penalty : LoadPenalty, optional
         Convex cost of the loads, for soft balance, in units of desirability; experts in the order of `fitness`. It
         comes on top of load bounds: with ``balance=None`` it is all that balances the loads.
+    budgets : sequence of ResourceBudget, default ()
+        What clients have of memory, seconds, ..., and what experts take of it; clients and experts in the order of
+        `fitness`. `fedmoe_sched.scores.resource_budgets` makes them from capacity profiles.
     fill : bool, default True
         Whether clients train as many experts as they can (the rule of Chen et al. 2025), or only those of
-        positive desirability.
+        positive desirability. With budgets they take as many as fit whichever they are, and of the others up to
+        `capacity` only what is worth it; `balance` goes by these numbers too.
     solver : str or Solver, default "auto"
         Backend name or instance, see `fedmoe_sched.solvers`.
     time_limit : float, optional
@@ -180,12 +187,13 @@ def schedule(
         _aligned("capacity", capacity, bare.rows),
         eligible=_aligned_matrix("eligible", eligible, bare.rows, bare.columns),
         load_penalty=load_penalty,
+        budgets=budgets,
         client_labels=bare.rows,
         expert_labels=bare.columns,
     )
     low = _load_bound("load_min", load_min, bare.columns, m)
     high = _load_bound("load_max", load_max, bare.columns, m)
-    problem, relaxed = _bounded(problem, low, high, balance, problem.slots if fill else 0)
+    problem, relaxed = _bounded(problem, low, high, balance, fill=fill)
     answer = solve(
         problem,
         solver,
@@ -215,11 +223,21 @@ def _bounded(
     low: IntArray | None,
     high: IntArray | None,
     balance: float | None,
-    min_experts: IntArray | int,
+    *,
+    fill: bool,
 ) -> tuple[AssignmentProblem, tuple[Relaxation, ...]]:
-    """Set the load bounds; those that `balance` sets give way, those given explicitly do not."""
+    """Set the fewest experts and the load bounds; those that `balance` sets give way, those given do not."""
+    if problem.budgets:
+        # What the network around sure counts of experts can do, budgets cannot forbid.
+        fits = fitting_pairs(problem)
+        surely, _ = fitting_counts(problem, fits)
+        sure = problem.replace(budgets=(), eligible=fits, capacity=surely)
+        bounded, relaxed = _bounded(sure, low, high, balance, fill=fill)
+        names = ("min_experts", "load_min", "load_max")
+        return problem.replace(**{name: getattr(bounded, name) for name in names}), relaxed
     hard_low = 0 if low is None else low
     hard_high = problem.n_clients if high is None else high
+    min_experts = problem.slots if fill else 0
     hard = problem.replace(min_experts=min_experts, load_min=hard_low, load_max=hard_high)
     if balance is None or (low is not None and high is not None):
         return hard, ()

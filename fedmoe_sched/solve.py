@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import as_vector
+from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.certify import Certificate
+from fedmoe_sched.certify import OPTIMALITY_GAP, Certificate, relative_gap
 from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.exchange import recover_prices
-from fedmoe_sched.feasibility import find_conflict
+from fedmoe_sched.feasibility import budget_conflict, find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import get_solver, pick
 from fedmoe_sched.result import Schedule, Status, StopReason
@@ -43,8 +44,8 @@ def solve(
         Time, seed and threads. A backend without `Capability.TIME_LIMIT` runs to its end whatever the time, and
         the schedule's ``message`` says so.
     certify : bool, default False
-        Obtain a bound, and so a gap, for a heuristic's answer too, at the cost of an exact solve.
-        Answers of exact backends always have one.
+        Obtain a bound that prices prove, and so a gap, for an answer that comes without, at the cost of an exact
+        solve. Answers of exact backends always have one, except with budgets.
     warm_start : Schedule or array_like of shape (m,), optional
         A schedule of a similar problem, or its prices, to start from.
 
@@ -116,6 +117,8 @@ def _starting_prices(
 
 def _without_assignment(problem: AssignmentProblem, backend: Solver[Any], answer: Answer) -> Schedule:
     conflict = find_conflict(problem)
+    if conflict is None and problem.budgets and answer.stop_reason is StopReason.PROVED_INFEASIBLE:
+        conflict = budget_conflict(problem, backend.name)
     if conflict is not None:
         status, stop_reason = Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE
     else:
@@ -144,7 +147,7 @@ def _with_assignment(
 ) -> Schedule:
     prices = answer.prices
     completed = answer.stop_reason is StopReason.COMPLETED
-    if prices is None and backend.exact and completed:
+    if prices is None and backend.exact and completed and not problem.budgets:
         prices = recover_prices(problem, assignment)
     if prices is None and want_bound:
         prices = _prices_of_optimum(problem)
@@ -153,20 +156,34 @@ def _with_assignment(
         refused = _refused(problem, backend, certificate)
         if refused is not None:
             return refused
-        status = Status.VIOLATED
-    else:
-        status = Status.OPTIMAL if certificate.optimal else Status.FEASIBLE
+    claimed = answer.bound if prices is None or problem.budgets else None
     return Schedule(
         problem,
         backend.name,
-        status,
+        _status(problem, certificate, claimed),
         answer.stop_reason,
         pairs=assignment,
         certificate=certificate,
         prices=prices,
-        solver_bound=answer.bound if prices is None else None,
+        solver_bound=claimed,
         message=answer.message,
     )
+
+
+def _status(problem: AssignmentProblem, certificate: Certificate, claimed: float | None) -> Status:
+    """Judge an answer: optimal if prices prove it.
+
+    With budgets prices alone seldom can, and a bound that the backend vouches for counts; `Schedule.bound_source`
+    tells which of them it was.
+    """
+    if not certificate.feasible:
+        return Status.VIOLATED
+    if certificate.optimal:
+        return Status.OPTIMAL
+    if problem.budgets and claimed is not None:
+        gap = relative_gap(claimed, certificate.objective)
+        return Status.OPTIMAL if gap <= OPTIMALITY_GAP else Status.FEASIBLE
+    return Status.FEASIBLE
 
 
 def _refused(problem: AssignmentProblem, backend: Solver[Any], certificate: Certificate) -> Schedule | None:
@@ -185,6 +202,10 @@ def _refused(problem: AssignmentProblem, backend: Solver[Any], certificate: Cert
 
 
 def _prices_of_optimum(problem: AssignmentProblem) -> npt.NDArray[np.float64] | None:
-    """Prices from an exact backend, to judge a heuristic by; None where the problem is infeasible."""
-    name, _ = pick(problem)
-    return solve(problem, name).prices
+    """Prices from an exact backend, to judge an answer by; None where the problem is infeasible.
+
+    With budgets they are those of the network that is left without them: a bound, but a weak one.
+    """
+    relaxed = network_relaxation(problem)
+    name, _ = pick(relaxed)
+    return solve(relaxed, name).prices

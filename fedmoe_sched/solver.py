@@ -29,13 +29,14 @@ class Capability(StrEnum):
     LOAD_BOUNDS = "load bounds"
     ELIGIBILITY = "eligibility"
     LOAD_PENALTY = "load penalty"
+    BUDGETS = "budgets"
     PRICES = "prices"
     WARM_START = "warm start"
     TIME_LIMIT = "time limit"
     THREADS = "threads"
 
 
-#: What every backend for the whole network problem can do; load penalties are not among it.
+#: What every backend for the whole network problem can do; load penalties and budgets are not among it.
 NETWORK_PROBLEMS = frozenset({Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY})
 
 
@@ -165,5 +166,6 @@ def required_capabilities(problem: AssignmentProblem) -> frozenset[Capability]:
         Capability.LOAD_BOUNDS: problem.has_load_bounds,
         Capability.ELIGIBILITY: problem.eligible is not None,
         Capability.LOAD_PENALTY: problem.load_penalty is not None,
+        Capability.BUDGETS: bool(problem.budgets),
     }
     return frozenset(capability for capability, needed in needs.items() if needed)

@@ -10,13 +10,25 @@ from fedmoe_sched.exchange import polish
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer
+from fedmoe_sched.solvers._budget_rows import has_whole_scores
 from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps
 from fedmoe_sched.solvers._matrix import Bounds, largest_cost
 
-__all__ = ["COST_SCALE", "polished_answer", "unrounded_bound", "whole_scores", "whole_steps"]
+__all__ = [
+    "COST_SCALE",
+    "FINE_SCALE",
+    "fine_scores",
+    "polished_answer",
+    "unrounded_bound",
+    "whole_scores",
+    "whole_steps",
+]
 
 #: The largest score becomes this whole number: enough for 1e-9 of it, small enough for 64-bit sums.
 COST_SCALE = 1e9
+
+#: The same where what rounding hides cannot be mended; engines have room for sums of some million such scores.
+FINE_SCALE = 2.0**40
 
 
 def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], float]:
@@ -37,6 +49,23 @@ def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], flo
     return np.rint(scores).astype(np.int64), largest / COST_SCALE
 
 
+def fine_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], float]:
+    """Round desirability to whole numbers so finely that it needs no mending; whole scores stay as they are.
+
+    Returns
+    -------
+    scores : ndarray, shape (n, m), int64
+        At most `FINE_SCALE` in absolute value.
+    unit : float
+        ``scores * unit`` is the desirability, to within half a `unit`.
+    """
+    if has_whole_scores(problem):
+        return problem.desirability.astype(np.int64), 1.0
+    largest = problem.largest_score
+    scores = problem.desirability.astype(np.float64) / largest * FINE_SCALE
+    return np.rint(scores).astype(np.int64), largest / FINE_SCALE
+
+
 def whole_steps(problem: AssignmentProblem, bounds: Bounds) -> LoadSteps:
     """List the steps of the loads, with whole costs in the unit of `whole_scores`."""
     return load_steps(problem, bounds, COST_SCALE)
@@ -51,6 +80,16 @@ def unrounded_bound(problem: AssignmentProblem, bound: float, unit: float) -> fl
     most_pairs = min(int(problem.slots.sum()), int(np.minimum(problem.load_max, problem.n_clients).sum()))
     value = (bound + 0.5001 * most_pairs) * unit  # the 0.0001 covers the float64 errors of the scaling itself
     return value + 4 * float(np.finfo(np.float64).eps) * abs(value)
+
+
+def completed_answer(problem: AssignmentProblem, assignment: Assignment, bound: float | None) -> Answer:
+    """Hand over what a completed branch and bound found.
+
+    Without budgets it is polished, and its prices prove it. With budgets its bound is all there is.
+    """
+    if problem.budgets:
+        return Answer(StopReason.COMPLETED, assignment, bound=bound)
+    return polished_answer(problem, assignment)
 
 
 def polished_answer(problem: AssignmentProblem, assignment: Assignment) -> Answer:

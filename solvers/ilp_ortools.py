@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
-from fedmoe_sched.solvers._rounding import polished_answer, unrounded_bound, whole_scores
+from fedmoe_sched.solvers._rounding import completed_answer, fine_scores, unrounded_bound, whole_scores
 
 __all__ = ["CpSat"]
 
@@ -32,7 +34,11 @@ class CpSat(Solver[_Model]):
     """Exact constraint programming and branch and bound with OR-Tools CP-SAT.
 
     Desirability is rounded to whole numbers, which is all the engine takes; improving cycles that the rounding
-    hid are cancelled after a completed run, and the bound of an interrupted one has the rounding error added.
+    hid are cancelled after a completed run, and the bound of an interrupted one has the rounding error added. With
+    budgets there are no such cycles: scores that are no whole numbers are rounded far more finely, and the
+    rounding error is added to every bound. Sizes become whole numbers too; where they are none, they are rounded
+    down so little that whatever fits still fits, and no answer exceeds a budget by more than the certificate
+    forgives.
     One thread unless ``Limits.threads`` asks for more: answers repeat exactly, and on this problem, whose linear
     relaxation is integral, a second thread mostly repeats the work of the first. With several threads equally
     good answers may differ from run to run. The engine looks at the clock between the steps of its presolve.
@@ -41,6 +47,7 @@ class CpSat(Solver[_Model]):
     name: ClassVar[str] = "ilp-ortools"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -52,9 +59,10 @@ class CpSat(Solver[_Model]):
         """Make one Boolean per eligible pair, one linear constraint per client and expert."""
         from ortools.sat.python import cp_model
 
-        scores, unit = whole_scores(problem)
-        pairs = eligible_pairs(problem)
-        bounds = clipped_bounds(problem)
+        scores, unit = fine_scores(problem) if problem.budgets else whole_scores(problem)
+        network = network_relaxation(problem)
+        pairs = eligible_pairs(network)
+        bounds = clipped_bounds(network)
         program = cp_model.CpModel()
         takes = np.array([program.new_bool_var("") for _ in range(len(pairs.clients))], dtype=object)
         for side, low, high in (
@@ -65,6 +73,10 @@ class CpSat(Solver[_Model]):
             groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
             for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):
                 program.add_linear_constraint(cp_model.LinearExpr.sum(group.tolist()), least, most)
+        budgets = budget_rows(problem, pairs, whole=True)
+        for numbers, sizes, limit in zip(*budgets, strict=True):
+            used = cp_model.LinearExpr.weighted_sum(takes[numbers].tolist(), sizes.astype(np.int64).tolist())
+            program.add_linear_constraint(used, 0, int(limit))
         weights = scores[pairs.clients, pairs.experts].tolist()
         program.maximize(cp_model.LinearExpr.weighted_sum(takes.tolist(), weights))
         return _Model(problem, pairs, unit, program, _engine(limits))
@@ -87,9 +99,11 @@ class CpSat(Solver[_Model]):
             return Answer(StopReason.TIME_LIMIT)
         chosen = np.array(engine.response_proto.solution, dtype=np.int64)[: len(model.pairs.clients)] > 0
         assignment = Assignment.from_pairs(model.pairs.clients[chosen], model.pairs.experts[chosen], problem.shape)
+        bound = engine.best_objective_bound
+        if not problem.budgets or not has_whole_scores(problem):
+            bound = unrounded_bound(problem, bound, model.unit)
         if model.status == cp_model.OPTIMAL:
-            return polished_answer(problem, assignment)
-        bound = unrounded_bound(problem, engine.best_objective_bound, model.unit)
+            return completed_answer(problem, assignment, bound)
         return Answer(StopReason.TIME_LIMIT, assignment, bound=bound)
 
 

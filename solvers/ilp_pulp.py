@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -20,16 +22,20 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import objective
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
-from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, unit_scores
-from fedmoe_sched.solvers._rounding import polished_answer
+from fedmoe_sched.solvers._budget_rows import Covers, budget_rows, engine_scores
+from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
+from fedmoe_sched.solvers._rounding import completed_answer
 
 __all__ = ["PulpCbc"]
 
 _LOG_PRECISION = 0.0005  # the log prints the bound with three decimals
+_EARLY = 0.9  # of the time limit: whoever ends before was not stopped by it
 _GRACE = 1.0  # seconds that CBC has for writing its answer after the time limit
 
 
@@ -39,10 +45,17 @@ class _Model:
     pairs: Pairs
     unit: float
     folder: Path
+    program: Any
     mps_names: dict[str, str]  # the names of the variables, and what they are called in the file
     limited: bool = False
     killed: bool = False
     return_code: int | None = None
+    early: bool = True  # whether it ended long before its time limit
+    kept: bool = True  # whether the last assignment keeps the budgets to the certificate's tolerance
+
+    @property
+    def solution(self) -> Path:
+        return self.folder / "round.sol"
 
     @property
     def log(self) -> str:
@@ -55,12 +68,15 @@ class PulpCbc(Solver[_Model]):
 
     What the tolerances of the engine leave is recovered by cancelling improving cycles after a completed run.
     At a time limit the bound is what CBC's log says, if it got as far as one. CBC looks at the clock only between
-    its phases, so the process is stopped one second after the limit; it has no assignment to show then.
+    its phases, so the process is stopped one second after the limit; it has no assignment to show then. With
+    budgets the bound of a completed run is the backend's word, and answers that exceed a budget within the
+    engine's tolerance are excluded by a row of their own, and the process runs anew.
     """
 
     name: ClassVar[str] = "ilp-pulp"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -72,9 +88,10 @@ class PulpCbc(Solver[_Model]):
         """Make one binary per eligible pair, at most two constraints per client and expert; write the file."""
         pulp = _pulp()
 
-        pairs = eligible_pairs(problem)
-        bounds = clipped_bounds(problem)
-        scores, unit = unit_scores(problem, pairs)
+        network = network_relaxation(problem)
+        pairs = eligible_pairs(network)
+        bounds = clipped_bounds(network)
+        scores, unit = engine_scores(problem, pairs)
         with _without_announcements():
             program = pulp.LpProblem("round", pulp.LpMaximize)
             variables = [pulp.LpVariable(f"x{k}", cat=pulp.LpBinary) for k in range(len(pairs.clients))]
@@ -88,64 +105,108 @@ class PulpCbc(Solver[_Model]):
                 groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
                 for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):
                     _constrain(program, group, least, most)
+            for numbers, sizes, limit in zip(*budget_rows(problem, pairs, whole=False), strict=True):
+                used = pulp.LpAffineExpression(zip(takes[numbers].tolist(), sizes.tolist(), strict=True))
+                program.addConstraint(pulp.LpConstraint(used, pulp.LpConstraintLE, rhs=limit))
             folder = Path(tempfile.mkdtemp(prefix="fedmoe-sched-"))
-            _, mps_names, _, _ = program.writeMPS(str(folder / "round.mps"), rename=1)
-        model = _Model(problem, pairs, unit, folder, mps_names)
+            mps_names = _write(program, folder)
+        model = _Model(problem, pairs, unit, folder, program, mps_names)
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
         return model
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve within the limits."""
-        command = [_engine().path, "round.mps", "-max", "-ratio", "0", "-allow", "0"]
-        seed = str(1 + limits.seed % (2**31 - 1))  # 0 stands for the time of day
-        command += ["-randomSeed", seed, "-randomCbcSeed", seed]
-        if limits.time is not None:
-            command += ["-sec", str(limits.time), "-timeMode", "elapsed"]
-        if limits.threads is not None:
-            command += ["-threads", str(limits.threads)]
-        command += ["-solve", "-printingOptions", "all", "-solution", "round.sol"]
-        model.limited = limits.time is not None
-        patience = None if limits.time is None else limits.time + _GRACE
-        with (model.folder / "cbc.log").open("wb") as log:
-            try:
-                ended = subprocess.run(
-                    command,
-                    cwd=model.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    timeout=patience,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                model.killed = True
-            else:
-                model.return_code = ended.returncode
+
+        def solve(seconds: float | None) -> None:
+            _run_engine(model, dataclasses.replace(limits, time=seconds))
+
+        def exclude(client: int, experts: npt.NDArray[np.int64]) -> None:
+            numbers = np.flatnonzero((model.pairs.clients == client) & np.isin(model.pairs.experts, experts))
+            variables = model.program.variablesDict()
+            cover = np.array([variables[f"x{k}"] for k in numbers.tolist()], dtype=object)
+            with _without_announcements():
+                _constrain(model.program, cover, 0, len(experts) - 1)
+                model.mps_names = _write(model.program, model.folder)
+
+        model.kept = Covers(model.problem).enforce(solve, lambda: _read_found(model), exclude, limits.time)
 
     def read(self, model: _Model) -> Answer:
         """Read the assignment, and the bound where the run was interrupted."""
         pulp = _pulp()
 
-        solution = model.folder / "round.sol"
-        if model.killed:
+        if model.killed or not model.kept:
             return Answer(StopReason.TIME_LIMIT)
-        if model.return_code != 0 or not solution.exists():
+        if model.return_code != 0 or not model.solution.exists():
             return Answer(StopReason.FAILED, message=f"CBC ended with code {model.return_code}")
         engine = _engine()
         # The first status will not do: it reads "Optimal" for the incumbent of an interrupted run too.
-        status, found = engine.get_status(str(solution))
-        words = solution.read_text().partition(" - objective value")[0]
-        if status == pulp.LpStatusInfeasible and words == "Infeasible":
+        status, found = engine.get_status(str(model.solution))
+        words = model.solution.read_text().partition(" - objective value")[0]
+        if status == pulp.LpStatusInfeasible and (words == "Infeasible" or _is_integer_infeasible(model, words)):
             return Answer(StopReason.PROVED_INFEASIBLE)
-        if found == pulp.LpSolutionOptimal:
-            return polished_answer(model.problem, _read_assignment(engine, model, solution))
-        if found == pulp.LpSolutionIntegerFeasible:
-            incumbent = _read_assignment(engine, model, solution)
-            return Answer(StopReason.TIME_LIMIT, incumbent, bound=_logged_bound(model))
-        # "Integer infeasible" is among these: CBC says so when the time runs out in its preprocessing. It is never
-        # true, for a linear program of this matrix that is feasible has an integer solution.
+        if found in {pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible}:
+            assignment = _read_assignment(engine, model, model.solution)
+            if found == pulp.LpSolutionOptimal:
+                return completed_answer(model.problem, assignment, objective(model.problem, assignment))
+            return Answer(StopReason.TIME_LIMIT, assignment, bound=_logged_bound(model))
+        # "Integer infeasible" is among these: CBC says so when the time runs out in its preprocessing. Without
+        # budgets it is never true, for a linear program of this matrix that is feasible has an integer solution.
         reason = StopReason.TIME_LIMIT if model.limited else StopReason.FAILED
         return Answer(reason, bound=_logged_bound(model), message=f"CBC ended: {words}")
+
+
+def _run_engine(model: _Model, limits: Limits) -> None:
+    """Run CBC on the file, as a process that is stopped if it does not heed the time limit."""
+    command = [_engine().path, "round.mps", "-max", "-ratio", "0", "-allow", "0"]
+    seed = str(1 + limits.seed % (2**31 - 1))  # 0 stands for the time of day
+    command += ["-randomSeed", seed, "-randomCbcSeed", seed]
+    if limits.time is not None:
+        command += ["-sec", str(limits.time), "-timeMode", "elapsed"]
+    if limits.threads is not None:
+        command += ["-threads", str(limits.threads)]
+    command += ["-solve", "-printingOptions", "all", "-solution", model.solution.name]
+    model.limited = limits.time is not None
+    patience = None if limits.time is None else limits.time + _GRACE
+    model.solution.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with (model.folder / "cbc.log").open("wb") as log:
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=model.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=patience,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            model.killed = True
+        else:
+            model.return_code = ended.returncode
+    model.early = limits.time is None or time.perf_counter() - started < _EARLY * limits.time
+
+
+def _read_found(model: _Model) -> Assignment | None:
+    """Return the assignment that the engine ended with, if there is one."""
+    pulp = _pulp()
+    if model.killed or model.return_code != 0 or not model.solution.exists():
+        return None
+    _, found = _engine().get_status(str(model.solution))
+    if found not in {pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible}:
+        return None
+    return _read_assignment(_engine(), model, model.solution)
+
+
+def _is_integer_infeasible(model: _Model, words: str) -> bool:
+    """Whether to believe it when CBC says so: with budgets, and if the time had not run out."""
+    return bool(model.problem.budgets) and model.early and words == "Integer infeasible"
+
+
+def _write(program: Any, folder: Path) -> dict[str, str]:
+    """Write the program, and return what its variables are called in the file."""
+    names: dict[str, str] = program.writeMPS(str(folder / "round.mps"), rename=1)[1]
+    return names
 
 
 def _pulp() -> Any:

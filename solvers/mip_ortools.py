@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
-from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence, unit_scores
-from fedmoe_sched.solvers._rounding import polished_answer
+from fedmoe_sched.solvers._budget_rows import BudgetRows, Covers, budget_rows, engine_scores, rounded_claim
+from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence
+from fedmoe_sched.solvers._rounding import completed_answer
 
 __all__ = ["OrToolsMIP"]
 
@@ -29,18 +31,33 @@ class _Model:
     engine: Any
     parameters: Any
     result: Any = None
+    kept: bool = True  # whether the last assignment keeps the budgets to the certificate's tolerance
+
+    def assignment(self) -> Assignment | None:
+        """Return the best assignment found, if there is one."""
+        if not self.result.has_primal_feasible_solution():
+            return None
+        values = np.array(self.result.variable_values(list(self.program.variables())))
+        chosen = values > 0.5
+        return Assignment.from_pairs(self.pairs.clients[chosen], self.pairs.experts[chosen], self.problem.shape)
 
 
 class OrToolsMIP(Solver[_Model]):
     """Exact branch, cut and price with SCIP, through OR-Tools MathOpt.
 
-    What the tolerances of the engine leave is recovered by cancelling improving cycles after a completed run.
+    What the tolerances of the engine leave is recovered by cancelling improving cycles after a completed run. With
+    budgets its bound is the backend's word, and answers that exceed a budget within the engine's tolerance are
+    excluded by a row of their own.
     SCIP works in one thread, and looks at the clock between the steps of its presolve.
     """
 
     name: ClassVar[str] = "mip-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.PRICES, Capability.TIME_LIMIT}
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.BUDGETS,
+        Capability.PRICES,
+        Capability.TIME_LIMIT,
+    }
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "mixed-integer program (OR-Tools MathOpt, SCIP); shows its best at a time limit"
 
@@ -48,12 +65,12 @@ class OrToolsMIP(Solver[_Model]):
         """Fill the model's arrays in bulk and load them into the engine."""
         from ortools.math_opt.python import mathopt
 
-        pairs = eligible_pairs(problem)
-        scores, unit = unit_scores(problem, pairs)
-        program = mathopt.Model.from_model_proto(_program(problem, pairs, scores))
-        time = None if limits.time is None else datetime.timedelta(seconds=limits.time)
+        network = network_relaxation(problem)
+        pairs = eligible_pairs(network)
+        scores, unit = engine_scores(problem, pairs)
+        budgets = budget_rows(problem, pairs, whole=False)
+        program = mathopt.Model.from_model_proto(_program(network, pairs, scores, budgets))
         parameters = mathopt.SolveParameters(
-            time_limit=time,
             random_seed=limits.seed,
             relative_gap_tolerance=0.0,
             absolute_gap_tolerance=0.0,
@@ -63,7 +80,18 @@ class OrToolsMIP(Solver[_Model]):
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve within the limits."""
-        model.result = model.engine.solve(params=model.parameters)
+        variables = list(model.program.variables())
+
+        def solve(seconds: float | None) -> None:
+            model.parameters.time_limit = None if seconds is None else datetime.timedelta(seconds=seconds)
+            model.result = model.engine.solve(params=model.parameters)
+
+        def exclude(client: int, experts: npt.NDArray[np.int64]) -> None:
+            numbers = np.flatnonzero((model.pairs.clients == client) & np.isin(model.pairs.experts, experts))
+            row = sum(variables[k] for k in numbers.tolist())
+            model.program.add_linear_constraint(row <= len(experts) - 1)
+
+        model.kept = Covers(model.problem).enforce(solve, model.assignment, exclude, limits.time)
 
     def read(self, model: _Model) -> Answer:
         """Read the assignment, and the bound where the run was interrupted."""
@@ -76,24 +104,27 @@ class OrToolsMIP(Solver[_Model]):
         }:
             return Answer(StopReason.PROVED_INFEASIBLE)
         bound = end.objective_bounds.dual_bound * model.unit
+        if model.problem.budgets:
+            bound = rounded_claim(model.problem, bound)
         finite_bound = bound if math.isfinite(bound) else None
         if end.reason == mathopt.TerminationReason.NO_SOLUTION_FOUND:
             return Answer(StopReason.TIME_LIMIT, bound=finite_bound, message=end.detail)
-        if not model.result.has_primal_feasible_solution():
+        assignment = model.assignment()
+        if assignment is None:
             return Answer(StopReason.FAILED, message=f"{end.reason.name} {end.detail}".strip())
-        values = np.array(model.result.variable_values(list(model.program.variables())))
-        chosen = values > 0.5
-        assignment = Assignment.from_pairs(
-            model.pairs.clients[chosen], model.pairs.experts[chosen], model.problem.shape
-        )
-        if end.reason == mathopt.TerminationReason.OPTIMAL:
-            return polished_answer(model.problem, assignment)
+        if not model.kept:
+            assignment = None
+        elif end.reason == mathopt.TerminationReason.OPTIMAL:
+            return completed_answer(model.problem, assignment, finite_bound)
         return Answer(StopReason.TIME_LIMIT, assignment, bound=finite_bound, message=end.detail)
 
 
-def _program(problem: AssignmentProblem, pairs: Pairs, scores: npt.NDArray[np.float64]) -> Any:
-    """Return the program as MathOpt's message; variable k is pair k, rows are clients, then experts."""
+def _program(
+    problem: AssignmentProblem, pairs: Pairs, scores: npt.NDArray[np.float64], budgets: BudgetRows
+) -> Any:
+    """Return the program as MathOpt's message; variable k is pair k, rows are clients, experts, budgets."""
     from ortools.math_opt import model_pb2
+    from scipy.sparse import vstack
 
     n, m = problem.shape
     size = len(pairs.clients)
@@ -108,10 +139,11 @@ def _program(problem: AssignmentProblem, pairs: Pairs, scores: npt.NDArray[np.fl
     program.objective.maximize = True
     program.objective.linear_coefficients.ids.extend(used)
     program.objective.linear_coefficients.values.extend(scores[used])
-    rows.ids.extend(range(n + m))
-    rows.lower_bounds.extend(np.concatenate([bounds.client_min, bounds.expert_min]).astype(np.float64))
-    rows.upper_bounds.extend(np.concatenate([bounds.client_max, bounds.expert_max]).astype(np.float64))
-    matrix = incidence(problem, pairs).tocoo()
+    limits = np.array(budgets.limits)
+    rows.ids.extend(range(n + m + len(limits)))
+    rows.lower_bounds.extend(np.concatenate([bounds.client_min, bounds.expert_min, np.full_like(limits, -np.inf)]))
+    rows.upper_bounds.extend(np.concatenate([bounds.client_max, bounds.expert_max, limits]))
+    matrix = vstack([incidence(problem, pairs), budgets.matrix(size)], format="csr").tocoo()
     program.linear_constraint_matrix.row_ids.extend(matrix.row)
     program.linear_constraint_matrix.column_ids.extend(matrix.col)
     program.linear_constraint_matrix.coefficients.extend(matrix.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import hypothesis.extra.numpy as hnp
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from fedmoe_sched import AssignmentProblem, LoadPenalty
+from fedmoe_sched import AssignmentProblem, LoadPenalty, ResourceBudget
 
 TOLERANCE = 1e-9
 
@@ -23,15 +24,29 @@ class Everything(NamedTuple):
     choices: list[list[tuple[int, ...]]]
 
 
+def affords(problem: AssignmentProblem, client: int, experts: Iterable[int]) -> bool:
+    """Whether a client's budgets reach for these experts, up to what the package forgives."""
+    for resource in problem.budgets:
+        sizes = resource.size if resource.size.ndim == 1 else resource.size[client]
+        if sum(float(sizes[j]) for j in experts) > float(resource.budget[client]) * (1 + 1e-9):
+            return False
+    return True
+
+
 def enumerate_assignments(problem: AssignmentProblem) -> Everything:
-    """List every assignment of a tiny problem, load bounds aside; the last client's choice varies fastest."""
+    """List every assignment of a tiny problem, load bounds aside; the last client's choice varies fastest.
+
+    Budgets are bounds of clients, and kept.
+    """
     n, m = problem.shape
     values, loads = np.zeros(1), np.zeros((1, m), dtype=np.int64)
     choices: list[list[tuple[int, ...]]] = []
     for i in range(n):
         can = [j for j in range(m) if problem.eligible is None or problem.eligible[i, j]]
         sizes = range(int(problem.min_experts[i]), min(int(problem.capacity[i]), len(can)) + 1)
-        options = [subset for size in sizes for subset in itertools.combinations(can, size)]
+        options = [
+            subset for size in sizes for subset in itertools.combinations(can, size) if affords(problem, i, subset)
+        ]
         worth = np.array([sum(float(problem.desirability[i, j]) for j in subset) for subset in options])
         taken = np.array([[j in subset for j in range(m)] for subset in options], dtype=np.int64).reshape(-1, m)
         values = (values[:, None] + worth).reshape(-1)
@@ -54,6 +69,7 @@ def _key(problem: AssignmentProblem) -> tuple[Any, ...]:
         *(a.tobytes() for a in arrays),
         eligible,
         *(a.tobytes() for a in parts),
+        *(a.tobytes() for resource in problem.budgets for a in (resource.size, resource.budget)),
     )
 
 
@@ -192,7 +208,30 @@ def load_penalties(draw: st.DrawFn, m: int) -> LoadPenalty:
 
 
 @st.composite
-def tiny_problems(draw: st.DrawFn, *, bounded: bool = True, penalised: bool = False) -> AssignmentProblem:
+def resource_budgets(draw: st.DrawFn, shape: tuple[int, int]) -> tuple[ResourceBudget, ...]:
+    """Draw one or two resources: whole numbers, tenths that add up, any floats; no limits, nothing left."""
+    n, m = shape
+    made = []
+    for name in ["memory", "seconds"][: draw(st.integers(1, 2))]:
+        number = draw(
+            st.sampled_from(
+                [st.integers(0, 5).map(float), st.integers(0, 9).map(lambda k: k / 10), st.floats(0, 3)]
+            )
+        )
+        by_client = draw(st.booleans())
+        cells = draw(st.lists(number, min_size=n * m, max_size=n * m))
+        size = np.reshape(cells, (n, m)) if by_client else np.array(cells[:m])
+        # Sums of sizes, so that some choice uses a budget up to the last bit.
+        sums = np.broadcast_to(size, shape)[:, : draw(st.integers(1, m))].sum(axis=1)
+        budget = np.where(draw(hnp.arrays(np.bool_, n)), sums, draw(st.sampled_from([0.0, 1.0, 2.5, np.inf])))
+        made.append(ResourceBudget(name, size, budget))
+    return tuple(made)
+
+
+@st.composite
+def tiny_problems(
+    draw: st.DrawFn, *, bounded: bool = True, penalised: bool = False, budgeted: bool = False
+) -> AssignmentProblem:
     """Draw problems small enough to enumerate: ties, negative scores, empty capacities, infeasible bounds."""
     n, m = draw(st.sampled_from(_SHAPES))
     elements = draw(
@@ -228,6 +267,8 @@ def tiny_problems(draw: st.DrawFn, *, bounded: bool = True, penalised: bool = Fa
         bounds["load_min"] = np.minimum(wish, bounds.get("load_max", n))
     if penalised:
         bounds["load_penalty"] = draw(load_penalties(m))
+    if budgeted:
+        bounds["budgets"] = draw(resource_budgets((n, m)))
     return AssignmentProblem(scores, capacity, min_experts=min_experts, eligible=eligible, **bounds)
 
 

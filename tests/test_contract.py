@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import (
     TOLERANCE,
+    affords,
     assert_prices_prove,
     brute_force,
     clustered,
@@ -24,6 +25,7 @@ from fedmoe_sched import (
     Capability,
     Limits,
     LoadPenalty,
+    ResourceBudget,
     Schedule,
     Solver,
     Status,
@@ -76,6 +78,44 @@ PENALISED = {
     "nothing to pay": lambda: clustered(60, 8, seed=8).replace(load_penalty=LoadPenalty.quadratic(0, n_experts=8)),
     "infeasible": lambda: clustered(60, 8, seed=9).replace(load_max=11, load_min=0, load_penalty=STEPS),
 }
+
+
+def needs_budgets(name: str) -> None:
+    if Capability.BUDGETS not in solver_class(name).capabilities:
+        pytest.skip(f"{name} takes no budgets")
+
+
+def budgeted(seed: int) -> AssignmentProblem:
+    """Make a random tiny problem whose budgets bite as much as its load bounds; few have no answer."""
+    rng = np.random.default_rng(seed)
+    problem = contended(seed)
+    shape = problem.shape if rng.random() < 0.5 else problem.shape[1:]
+    kinds = (rng.integers(1, 10, shape), np.round(rng.uniform(0.1, 1, shape), 1), rng.uniform(1e8, 1e9, shape))
+    size = kinds[rng.integers(3)]
+    most = np.broadcast_to(size, problem.shape).sum(axis=1)
+    budgets = [ResourceBudget("memory", size, most * rng.uniform(0.3, 1.0, problem.n_clients))]
+    if rng.random() < 0.3:
+        budgets.append(ResourceBudget("seconds", rng.integers(1, 4, problem.shape), rng.integers(2, 8, len(most))))
+    return problem.replace(budgets=budgets, min_experts=np.minimum(problem.min_experts, 1))
+
+
+def assert_searched(answer: Schedule, optimum: float) -> None:
+    """Assert that an answer to a problem with budgets is the optimum, and that its bound is true."""
+    problem = answer.problem
+    assert answer.status is Status.OPTIMAL
+    assert answer.stop_reason is StopReason.COMPLETED
+    mask = answer.assignment.toarray()
+    assert_keeps_bounds(problem, mask)
+    assert all(affords(problem, i, np.flatnonzero(row)) for i, row in enumerate(mask))
+    total = float(problem.desirability.astype(np.float64)[mask].sum())
+    scale = max(1.0, abs(optimum))
+    assert total == pytest.approx(optimum, abs=TOLERANCE * scale)
+    assert answer.objective == pytest.approx(total, abs=TOLERANCE * scale)
+    assert answer.bound == pytest.approx(total, abs=2 * TOLERANCE * scale)
+    assert answer.bound_source in {"prices", "backend"}
+    proved = answer.verify().bound
+    assert proved is None or proved >= optimum - TOLERANCE * scale
+    assert answer.bound_source == "backend" or proved is not None
 
 
 def needs_load_penalty(name: str) -> None:
@@ -198,6 +238,55 @@ def test_exact_backend_solves_load_penalties_of_any_magnitude(exact_backend, sca
     )
     answer = solve(scaled, exact_backend)
     assert answer.objective == pytest.approx(linear_program(plain) * scale, rel=1e-9)
+
+
+@given(problem=tiny_problems(budgeted=True))
+def test_exact_backend_agrees_with_brute_force_on_budgets(exact_backend, problem):
+    needs_budgets(exact_backend)
+    optimum = brute_force(problem)
+    answer = solve(problem, exact_backend)
+    if optimum is None:
+        assert_refused(answer)
+    else:
+        assert_searched(answer, optimum)
+
+
+def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bite(exact_backend):
+    needs_budgets(exact_backend)
+    for seed in range(100):
+        problem = budgeted(seed)
+        optimum = brute_force(problem)
+        answer = solve(problem, exact_backend)
+        if optimum is None:
+            assert_refused(answer)
+        else:
+            assert_searched(answer, optimum)
+
+
+def test_backend_refuses_budgets_with_a_reason_or_keeps_them(backend):
+    problem = clustered(20, 4)
+    problem = problem.replace(budgets=[ResourceBudget("memory", [3, 1, 2, 2], np.full(20, 4.5))], min_experts=0)
+    if Capability.BUDGETS not in solver_class(backend).capabilities:
+        with pytest.raises(UnsupportedProblemError, match=f"{backend} does not take budgets"):
+            solve(problem, backend)
+        return
+    answer = solve(problem, backend, limits=Limits(time=30))
+    assert answer.status is Status.OPTIMAL
+    assert (problem.budgets[0].used(answer.pairs) <= 4.5).all()
+    # The budgets bite: without them more could be had.
+    assert answer.objective < solve(problem.replace(budgets=()), "flow-ortools").objective - 0.1
+
+
+def test_exact_backend_is_held_to_budgets_more_tightly_than_engines_are(exact_backend):
+    """Two experts exceed the budget together by less than engines notice; the second client may hold both."""
+    needs_budgets(exact_backend)
+    size = [0.5, 0.5 + 1e-7, 0.25]
+    problem = AssignmentProblem(
+        [[3.0, 2.0, 0.5]] * 2, 3, budgets=[ResourceBudget("memory", size, [1.0, 1.0 + 2e-7])]
+    )
+    answer = solve(problem, exact_backend)
+    assert answer.status is Status.OPTIMAL
+    assert answer.experts_by_client() == {0: [0, 2], 1: [0, 1]}
 
 
 def test_backend_takes_load_penalties_or_refuses_them_with_a_reason(backend):

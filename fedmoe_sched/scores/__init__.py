@@ -7,6 +7,7 @@ from fedmoe_sched.scores.capacity import (
     corrected_speed,
     estimate_profile,
     profile_table,
+    resource_budgets,
     round_seconds,
 )
 from fedmoe_sched.scores.fitness import (
@@ -37,6 +38,7 @@ __all__ = [
     "loss_reward",
     "oort_reward",
     "profile_table",
+    "resource_budgets",
     "round_seconds",
     "router_frequency_reward",
     "select_clients",

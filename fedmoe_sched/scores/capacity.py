@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, as_vector
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.resource_budget import ResourceBudget
 
 __all__ = [
     "TRAINING_FACTOR",
@@ -32,6 +33,7 @@ __all__ = [
     "corrected_speed",
     "estimate_profile",
     "profile_table",
+    "resource_budgets",
     "round_seconds",
 ]
 
@@ -278,9 +280,7 @@ def capacity_and_eligibility(
     ([2], [[True, True, False]])
     """
     table, factors = _checked(profiles, correction)
-    if deadline is not None and not deadline > 0:
-        msg = f"deadline = {deadline}: must be > 0 seconds, or None"
-        raise InputError(msg)
+    _refuse_bad_deadline(deadline)
     n = len(table)
     capacity, eligible = np.zeros(n, dtype=np.int64), np.zeros((n, n_experts), dtype=np.bool_)
     step = max(1, _BLOCK_CELLS // n_experts)
@@ -288,6 +288,68 @@ def capacity_and_eligibility(
         part = slice(start, start + step)
         capacity[part], eligible[part] = _fits(table[part], cost, n_experts, deadline, factors[part])
     return capacity, eligible
+
+
+def resource_budgets(
+    profiles: npt.ArrayLike | Sequence[CapacityProfile],
+    cost: ExpertCost,
+    n_experts: int,
+    *,
+    deadline: float | None = None,
+    upload_bytes: npt.ArrayLike | None = None,
+    correction: npt.ArrayLike = 1.0,
+) -> tuple[ResourceBudget, ...]:
+    """Return what clients have, and what each expert takes of it, to the byte and the second.
+
+    `capacity_and_eligibility` counts experts, and stays on the safe side where they differ in size. With these
+    budgets a schedule uses all there is: pass them as ``schedule(..., budgets=...)``, with a capacity that is no
+    longer about memory or time, such as `n_experts` for as many as fit. Clients without room for what is shared
+    have budgets of 0, and take no expert that costs anything.
+
+    Parameters
+    ----------
+    profiles : sequence of n CapacityProfile, or ndarray of shape (n, 5)
+    cost : ExpertCost
+    n_experts : int
+        m.
+    deadline : float, optional
+        Seconds that a round may take; None is no limit.
+    upload_bytes : array_like, shape (n,), optional
+        Bytes that each client may send in a round, what is shared included; None is no limit.
+    correction : float or array_like, shape (n,), default 1.0
+        See `corrected_speed`.
+
+    Returns
+    -------
+    tuple of ResourceBudget
+        ``"memory"`` in bytes; ``"seconds"`` if there is a deadline; ``"upload"`` in bytes if that is limited.
+
+    Examples
+    --------
+    >>> cost = ExpertCost(expert_bytes=[1e6, 1e6, 8e6], memory_overhead=4)
+    >>> [memory] = resource_budgets([CapacityProfile(memory_bytes=9e6)], cost, 3)
+    >>> memory.size.tolist(), memory.budget.tolist()
+    ([4000000.0, 4000000.0, 32000000.0], [9000000.0])
+    """
+    table, factors = _checked(profiles, correction)
+    _refuse_bad_deadline(deadline)
+    compute, transfer, fixed = _rates(table, cost, factors)
+    sizes, work = cost.bytes_of(n_experts), cost.compute_of(n_experts)
+    free = table[:, 1] - cost.memory_overhead * cost.shared_bytes
+    budgets = [ResourceBudget("memory", cost.memory_overhead * sizes, np.maximum(free, 0.0))]
+    if deadline is not None:
+        seconds = compute[:, None] * work + transfer[:, None] * sizes
+        budgets.append(ResourceBudget("seconds", seconds, np.maximum(deadline - fixed, 0.0)))
+    if upload_bytes is not None:
+        most = as_vector("upload_bytes", upload_bytes, len(table), "one per client", least=0)
+        budgets.append(ResourceBudget("upload", sizes, np.maximum(most - cost.shared_upload, 0.0)))
+    return tuple(budgets)
+
+
+def _refuse_bad_deadline(deadline: float | None) -> None:
+    if deadline is not None and not deadline > 0:
+        msg = f"deadline = {deadline}: must be > 0 seconds, or None"
+        raise InputError(msg)
 
 
 def _fits(
