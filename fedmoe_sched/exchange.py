@@ -22,7 +22,7 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 
-__all__ = ["Polished", "polish", "recover_prices"]
+__all__ = ["Polished", "exchange_distances", "polish", "recover_prices"]
 
 _FREE = -1  # the client of an arc that moves no client: a load with room within its bounds
 
@@ -225,3 +225,30 @@ def recover_prices(problem: AssignmentProblem, assignment: Assignment) -> npt.ND
         Prices p for which `fedmoe_sched.certify.dual_bound` equals the optimum.
     """
     return polish(problem, assignment).prices
+
+
+def exchange_distances(problem: AssignmentProblem, assignment: Assignment) -> npt.NDArray[np.float64] | None:
+    """Return what it costs at least to hand one place from any node of the exchange graph to any other.
+
+    By the algorithm of Floyd and Warshall (Ahuja, Magnanti and Orlin, *Network Flows*, section 5.6).
+
+    Parameters
+    ----------
+    problem, assignment
+        See `polish`.
+
+    Returns
+    -------
+    ndarray, shape (m + 1, m + 1), float64, or None
+        Entry (a, b) is the least loss of the objective over all ways of moving clients by which expert a loses one
+        client and expert b gains one; number m is the spare node. inf where there is none, 0 on the diagonal. None
+        if the assignment is not optimal: then some cycle gains.
+    """
+    graph = _ExchangeGraph(problem, assignment)
+    if _shortest(graph.cost, graph.tolerance())[1] is not None:
+        return None
+    distance = graph.cost.copy()
+    np.fill_diagonal(distance, 0.0)
+    for node in range(len(distance)):
+        np.minimum(distance, distance[:, node, None] + distance[None, node], out=distance)
+    return distance

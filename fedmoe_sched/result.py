@@ -21,6 +21,8 @@ from fedmoe_sched.problem import AssignmentProblem
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+    from fedmoe_sched.explain import Explainer, Explanation, Sensitivity
+
 __all__ = ["Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
 
 
@@ -272,6 +274,61 @@ class Schedule:
         except (KeyError, TypeError):
             msg = f"{kind} = {name!r}: there is no {kind} of that name"
             raise InputError(msg) from None
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        from fedmoe_sched.explain import Explainer  # on top of what a schedule is
+
+        return Explainer(self.problem, self._chosen)
+
+    def explain(self, client: Hashable, expert: Hashable) -> Explanation:
+        """Say why a client trains an expert, or does not, and by how much its desirability would have to change.
+
+        Parameters
+        ----------
+        client, expert : hashable
+            Labels where the problem has labels, else numbers.
+
+        Returns
+        -------
+        Explanation
+            Exact, see `fedmoe_sched.explain`. The first question to a schedule prepares the answers to all.
+
+        Raises
+        ------
+        InputError
+            There is no such client or expert, the problem has budgets, or the schedule is not optimal.
+        InfeasibleError, NoAssignmentError
+            There is no assignment.
+        """
+        i = self._number("client", client, self.problem.client_labels, self.problem.n_clients)
+        j = self._number("expert", expert, self.problem.expert_labels, self.problem.n_experts)
+        return self._explainer.explain(i, j)
+
+    def sensitivity(self) -> Sensitivity:
+        """Return what one unit more or less of every bound is worth: places at experts, slots of clients.
+
+        Returns
+        -------
+        Sensitivity
+
+        Raises
+        ------
+        InputError
+            The problem has budgets, or the schedule is not optimal.
+        InfeasibleError, NoAssignmentError
+            There is no assignment.
+        """
+        return self._explainer.sensitivity()
+
+    def summary(self) -> str:
+        """Return the schedule expert by expert: load, bounds, price, and what one more or less place is worth.
+
+        The last column is there for optimal schedules of problems without budgets.
+        """
+        from fedmoe_sched.explain import summary_table
+
+        return summary_table(self)
 
     def verify(self) -> Certificate:
         """Recompute feasibility, objective, bound and gap from the raw problem, independently of the backend.

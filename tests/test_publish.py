@@ -25,6 +25,9 @@ def folders(tmp_path):
     (results / "one" / "figures" / "split-a" / "load.svg").write_text("<svg/>")
     (docs / "alignment" / "old.svg").touch()
     (docs / "alignment.md").write_text(PAGE)
+    (docs / "published.md").write_text("{download}`more <alignment/two/runs.csv>`")
+    (results / "two").mkdir()
+    (results / "two" / "runs.csv").write_text("c\n")
     return results, docs
 
 
@@ -32,12 +35,12 @@ def test_what_the_page_names_is_there_and_nothing_else(folders):
     publish(*folders)
     alignment = folders[1] / "alignment"
     files = {str(path.relative_to(alignment)) for path in alignment.rglob("*") if path.is_file()}
-    assert files == {"one/summary.md", "one/runs.csv", "one/split-a/accuracy.svg"}
+    assert files == {"one/summary.md", "one/runs.csv", "one/split-a/accuracy.svg", "two/runs.csv"}
     assert (alignment / "one/summary.md").read_text() == "### split a\n\n| Accuracy | seeds |\n|---|---|\n"
 
 
 def test_a_file_that_is_missing_is_named_and_nothing_is_changed(folders):
-    (folders[0] / "one" / "runs.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"runs\.csv: is named in alignment\.md"):
+    (folders[0] / "two" / "runs.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"runs\.csv: is named in published\.md"):
         publish(*folders)
     assert (folders[1] / "alignment" / "old.svg").exists()

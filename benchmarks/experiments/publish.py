@@ -5,9 +5,9 @@ Usage::
     fedmoe-sched experiment benchmarks/experiments/figure-3.toml --output results/figure-3
     python -m benchmarks.experiments.publish results
 
-Takes from ``results/NAME`` what ``docs/alignment.md`` names as ``alignment/NAME/...``: tables (``summary.md``,
-without its title and notes), ``runs.csv`` and figures. Nothing else is copied; what the page no longer names is
-removed.
+Takes from ``results/NAME`` what the pages ``docs/alignment.md`` and ``docs/published.md`` name as
+``alignment/NAME/...``: tables (``summary.md``, without its title and notes), ``runs.csv`` and figures. Nothing
+else is copied; what the pages no longer name is removed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
+_PAGES = ("alignment.md", "published.md")
 _NAMED = re.compile(r"alignment/([\w./-]+)")
 
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def publish(results: Path, docs: Path) -> None:
-    """Copy what ``docs/alignment.md`` names.
+    """Copy what the pages name.
 
     Parameters
     ----------
@@ -42,13 +43,13 @@ def publish(results: Path, docs: Path) -> None:
     Raises
     ------
     FileNotFoundError
-        The page names what no experiment has made; nothing was changed.
+        A page names what no experiment has made; nothing was changed.
     """
-    names = sorted(set(_NAMED.findall((docs / "alignment.md").read_text(encoding="utf-8"))))
-    files = {name: _source(results, name) for name in names}
-    for file in files.values():
+    named = {name: page for page in _PAGES for name in _NAMED.findall((docs / page).read_text(encoding="utf-8"))}
+    files = {name: _source(results, name) for name in sorted(named)}
+    for name, file in files.items():
         if not file.is_file():
-            msg = f"{file}: is named in alignment.md, but there is no such file"
+            msg = f"{file}: is named in {named[name]}, but there is no such file"
             raise FileNotFoundError(msg)
     shutil.rmtree(docs / "alignment", ignore_errors=True)
     for name, file in files.items():
