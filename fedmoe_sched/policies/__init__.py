@@ -36,6 +36,7 @@ POLICIES: dict[str, str] = {
     "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
     "fedjets": "fedmoe_sched.policies.fedjets:FedJetsPolicy",
+    "fedmix": "fedmoe_sched.policies.fedmix:FedMixPolicy",
 }
 
 
