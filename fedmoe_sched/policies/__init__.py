@@ -37,6 +37,7 @@ POLICIES: dict[str, str] = {
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
     "fedjets": "fedmoe_sched.policies.fedjets:FedJetsPolicy",
     "fedmix": "fedmoe_sched.policies.fedmix:FedMixPolicy",
+    "pfedmoe": "fedmoe_sched.policies.pfedmoe:PFedMoePolicy",
 }
 
 

@@ -18,6 +18,7 @@ __all__ = ["METHODS", "Brief", "Method", "Setting", "View", "make_method", "regi
 METHODS: dict[str, str] = {
     "shared": "fedmoe_sched.federated.methods.base:Method",
     "fedmix": "fedmoe_sched.federated.methods.fedmix:FedMix",
+    "pfedmoe": "fedmoe_sched.federated.methods.pfedmoe:PFedMoe",
 }
 
 
