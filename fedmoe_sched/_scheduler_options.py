@@ -20,7 +20,7 @@ from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["SchedulerOptions", "real_option"]
+__all__ = ["SchedulerOptions", "count_option", "real_option"]
 
 OptionsT = TypeVar("OptionsT")
 
@@ -162,6 +162,21 @@ def real_option(name: str, value: Any, *, optional: bool = False) -> float | Non
         msg = f"{name} = {value!r}: must be a finite number" + (", or None" if optional else "")
         raise InputError(msg)
     return float(value)
+
+
+def count_option(name: str, value: Any, least: int) -> int:
+    """Read an option that is one whole number, at least `least`.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    count = int(as_counts(name, value, 1, "one number")[0])
+    if count < least:
+        msg = f"{name} = {count}: must be >= {least}"
+        raise InputError(msg)
+    return count
 
 
 def _made(name: str, cls: type[OptionsT], value: OptionsT | Mapping[str, Any] | None) -> OptionsT | None:

@@ -35,6 +35,9 @@ POLICIES: dict[str, str] = {
     "balanced": "fedmoe_sched.policies.balanced:BalancedPolicy",
     "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
+    "fedjets": "fedmoe_sched.policies.fedjets:FedJetsPolicy",
+    "fedmix": "fedmoe_sched.policies.fedmix:FedMixPolicy",
+    "pfedmoe": "fedmoe_sched.policies.pfedmoe:PFedMoePolicy",
 }
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, as_counts
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._scheduler_options import count_option
 from fedmoe_sched.errors import InfeasibleError, InputError
 from fedmoe_sched.feasibility import find_conflict, widen_load_bounds
 from fedmoe_sched.load_penalty import LoadPenalty
@@ -93,10 +94,10 @@ class FedAmolePolicy(RulePolicy):
         **options: Any,
     ) -> None:
         super().__init__(experts, **options)
-        given = None if clients_per_expert is None else _count("clients_per_expert", clients_per_expert, 1)
+        given = None if clients_per_expert is None else count_option("clients_per_expert", clients_per_expert, 1)
         self.clients_per_expert = given
-        self.min_experts = _count("min_experts", min_experts, 0)
-        self.max_experts = _count("max_experts", max_experts, 1)
+        self.min_experts = count_option("min_experts", min_experts, 0)
+        self.max_experts = count_option("max_experts", max_experts, 1)
         self.strict = bool(strict)
         if self.min_experts > self.max_experts:
             msg = f"min_experts = {self.min_experts}: must be <= max_experts = {self.max_experts}"
@@ -142,14 +143,6 @@ class FedAmolePolicy(RulePolicy):
             warm_start=warm_start,
         )
         return dataclasses.replace(answer, relaxed=relaxed)
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    count = int(as_counts(name, value, 1, "one number")[0])
-    if count < least:
-        msg = f"{name} = {count}: must be >= {least}"
-        raise InputError(msg)
-    return count
 
 
 def _refuse_small_clients(problem: AssignmentProblem, least: IntArray, asked: int) -> None:

@@ -17,6 +17,8 @@ __all__ = ["METHODS", "Brief", "Method", "Setting", "View", "make_method", "regi
 #: Name to ``"module:Class"``.
 METHODS: dict[str, str] = {
     "shared": "fedmoe_sched.federated.methods.base:Method",
+    "fedmix": "fedmoe_sched.federated.methods.fedmix:FedMix",
+    "pfedmoe": "fedmoe_sched.federated.methods.pfedmoe:PFedMoe",
 }
 
 
