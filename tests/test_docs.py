@@ -54,7 +54,9 @@ def test_the_comparison_can_fail():
             assert_same_output(wrong, "gap 0.0e+00, [1, 2]")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(examples(page))], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(examples(page))], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_examples_print_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
