@@ -36,6 +36,7 @@ POLICIES: dict[str, str] = {
     "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
     "flux": "fedmoe_sched.policies.flux:FluxPolicy",
+    "hfedmoe": "fedmoe_sched.policies.hfedmoe:HFedMoePolicy",
 }
 
 
