@@ -37,6 +37,7 @@ POLICIES: dict[str, str] = {
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
     "flux": "fedmoe_sched.policies.flux:FluxPolicy",
     "hfedmoe": "fedmoe_sched.policies.hfedmoe:HFedMoePolicy",
+    "fedmoe": "fedmoe_sched.policies.fedmoe:FedMoePolicy",
 }
 
 
