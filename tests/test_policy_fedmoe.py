@@ -31,7 +31,7 @@ def ready(**options):
     policy = make_policy("fedmoe", 6, **options)
     for client, capacity in CAPACITY.items():
         policy.add_client(client, capacity=capacity)
-        policy.tell(client, {"activation": ACTIVATION[client]})
+        policy.tell(client, {"gate_mean": ACTIVATION[client]})
     train(policy, dict.fromkeys(CAPACITY, 0.5))
     return policy
 
@@ -80,7 +80,7 @@ def test_the_budget_is_a_share_of_the_capacity():
     assert answer.objective == pytest.approx(0.8 + 1.0 + 0.9 + 1.0)
     assert answer.gap == pytest.approx(0)
     low = make_policy("fedmoe", 6, alpha=0.1)
-    low.tell("anna", {"activation": ACTIVATION["anna"]})
+    low.tell("anna", {"gate_mean": ACTIVATION["anna"]})
     assert low.plan({"anna": 4}).experts_by_client() == {"anna": [0]}
 
 
@@ -88,18 +88,18 @@ def test_the_set_follows_activation_for_some_rounds_and_is_kept_then():
     policy = make_policy("fedmoe", 2, coverage_rounds=2)
     sets = []
     for activation in ([1, 0], [0, 1], [1, 0]):
-        policy.tell("anna", {"activation": activation})
+        policy.tell("anna", {"gate_mean": activation})
         sets.append(train(policy, {"anna": 0.5})["anna"])
     assert sets == [[0], [1], [1]]
 
 
 def test_rounds_that_fail_do_not_count():
     policy = make_policy("fedmoe", 2, coverage_rounds=1)
-    policy.tell("anna", {"activation": [1, 0]})
+    policy.tell("anna", {"gate_mean": [1, 0]})
     policy.plan(["anna"])
     policy.report("anna", failed=True)
     policy.close_round()
-    policy.tell("anna", {"activation": [0, 1]})
+    policy.tell("anna", {"gate_mean": [0, 1]})
     assert planned(policy, "anna") == [1]
 
 
@@ -169,7 +169,7 @@ def test_who_went_back_stays_for_good():
     policy = ready(patience=1)
     for accuracy in (0.5, 0.5, 0.9, 0.1, 0.1, 0.1):
         train(policy, {"anna": accuracy})
-    policy.tell("anna", {"activation": ACTIVATION["dora"]})
+    policy.tell("anna", {"gate_mean": ACTIVATION["dora"]})
     assert planned(policy, "anna") == [0, 1]
 
 
@@ -181,7 +181,7 @@ def test_a_confirmed_client_may_be_recommended_again():
     assert policy.variable("phase", ["anna"]).tolist() == [1]
     assert planned(policy, "anna") == [0, 1, 3]
     for _ in range(2):  # eva, the nearest by far, keeps a single expert
-        policy.tell("eva", {"activation": ACTIVATION["anna"]})
+        policy.tell("eva", {"gate_mean": ACTIVATION["anna"]})
         train(policy, {"eva": 0.5})
     policy.peers = 1
     train(policy, {"anna": 0.6})
@@ -258,6 +258,6 @@ def test_it_trains(tmp_path):
     pytest.importorskip("sklearn")
     policy = assert_trains_and_resumes("fedmoe", tmp_path)
     assert (policy.variable("best") >= 0).sum() > 3  # they have told their accuracy
-    told, chosen = policy.variable("activation"), policy.variable("chosen") > 0
+    told, chosen = policy.variable("gate_mean"), policy.variable("chosen") > 0
     assert chosen.any(axis=1).sum() > 3
     assert told.sum(axis=1)[chosen.any(axis=1)] == pytest.approx(1)

@@ -46,9 +46,11 @@ class FedMoePolicy(RulePolicy):
       experts of most activation within the budget (those without any are left out).
     - Memory is counted in experts: capacities already follow from memory where clients have profiles. `alpha`
       bounds what coverage takes, capacity what peers add.
-    - Activation is the share of the client's samples that its gate ranks an expert first for. Clients tell it
-      before every round; the paper's gates come from pre-trained models, those of our loop start untrained, so
-      that the set follows activation for the client's first `coverage_rounds` rounds before it is kept.
+    - Activation is the client's mean gate probability: every expert of a mixture here works on every sample, as
+      much as the gate says. (The share of samples that the gate ranks an expert first for gathers on one expert
+      in training, all clients then hold that one, and none has more than its peers.) Clients tell it before every
+      round; the paper's gates come from pre-trained models, those of our loop start untrained, so that the set
+      follows activation for the client's first `coverage_rounds` rounds before it is kept.
     - What a peer has of an expert is its activation if the expert is in its set, and 0 otherwise. Experts that no
       peer has are not added.
     - The evaluation is the accuracy of the client's model on its own samples, as it was received. No rise, and
@@ -87,7 +89,7 @@ class FedMoePolicy(RulePolicy):
     Examples
     --------
     >>> policy = FedMoePolicy(4, alpha=0.5, default_capacity=4)
-    >>> policy.tell("anna", {"activation": [0.2, 0.5, 0.0, 0.3]})
+    >>> policy.tell("anna", {"gate_mean": [0.2, 0.5, 0.0, 0.3]})
     >>> policy.plan(["anna"]).experts_by_client()
     {'anna': [1, 3]}
     """
@@ -95,7 +97,7 @@ class FedMoePolicy(RulePolicy):
     name: ClassVar[str] = "fedmoe"
     fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
     variables: ClassVar[Mapping[str, StateVariable]] = {
-        "activation": StateVariable("pair", told="before", least=0.0),
+        "gate_mean": StateVariable("pair", told="before", least=0.0),
         "accuracy": StateVariable("client", told="after", least=0.0),
         "chosen": StateVariable("pair"),  # 1 for the experts of the client's set
         "earlier": StateVariable("pair"),  # the set to go back to
@@ -141,7 +143,7 @@ class FedMoePolicy(RulePolicy):
     ) -> Schedule:
         """Give every client its set, or the experts that cover its activation as long as it keeps none."""
         possible, slots = open_pairs(fitness.shape, capacity, eligible)
-        activation = self.variable("activation", clients)
+        activation = self.variable("gate_mean", clients)
         mass = np.where(possible, activation, 0.0)
         blank = ~mass.any(axis=1)
         mass[blank] = np.where(possible, 1.0 - np.random.default_rng(seed).random(mass.shape), 0.0)[blank]
@@ -164,7 +166,7 @@ class FedMoePolicy(RulePolicy):
         """Take down what coverage chose for the clients that trained it, and count their rounds."""
         chosen, rounds, phase = (self.variable(name).copy() for name in ("chosen", "rounds", "phase"))
         trained = reports.answered & (opened.pairs.counts > 0)
-        told = self.variable("activation")[opened.clients].any(axis=1)
+        told = self.variable("gate_mean")[opened.clients].any(axis=1)
         follows = np.flatnonzero(trained & told & (phase[opened.clients] == _FOLLOWS))
         rows = opened.clients[follows]
         chosen[rows] = opened.pairs.mask()[follows]
@@ -212,7 +214,7 @@ class FedMoePolicy(RulePolicy):
         ndarray, shape (m,)
             1 for the experts of the set, 0 for others.
         """
-        chosen, activation = self.variable("chosen"), self.variable("activation")
+        chosen, activation = self.variable("chosen"), self.variable("gate_mean")
         own = chosen[client] > 0
         similar = _cosines(activation, client)
         similar[[client, *np.flatnonzero(~chosen.any(axis=1))]] = 0.0
