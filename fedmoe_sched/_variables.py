@@ -35,6 +35,8 @@ class StateVariable:
         Whether clients tell it, and when the policy asks them for it: once when they first appear; all available
         ones before every plan; those that trained, of what they trained with, after the round. See
         `Scheduler.tell`.
+    least : float, optional
+        The least value that a client may tell; None is no limit.
 
     Raises
     ------
@@ -45,6 +47,7 @@ class StateVariable:
     per: Literal["expert", "client", "pair", "vector"]
     start: float = 0.0
     told: Literal["once", "before", "after"] | None = None
+    least: float | None = None
 
     def __post_init__(self) -> None:
         if self.per not in _AXES:
@@ -156,7 +159,7 @@ class Variables:
         Raises
         ------
         InputError
-            A name that clients are not asked for, a wrong length, or a value that is not finite.
+            A name that clients are not asked for, a wrong length, or a value that is not finite or too low.
         """
         return {name: self._row(name, client, value) for name, value in news.items()}
 
@@ -187,7 +190,8 @@ class Variables:
             raise InputError(msg)
         if kind.per == "pair":
             given = np.where(np.isnan(given), known, given)
-        return as_vector(f"signal {name!r}", given.reshape(-1), given.size, "numbers").reshape(given.shape)
+        flat = as_vector(f"signal {name!r}", given.reshape(-1), given.size, "numbers", least=kind.least)
+        return flat.reshape(given.shape)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of all values; `restored` takes them back."""

@@ -38,6 +38,9 @@ POLICIES: dict[str, str] = {
     "fedjets": "fedmoe_sched.policies.fedjets:FedJetsPolicy",
     "fedmix": "fedmoe_sched.policies.fedmix:FedMixPolicy",
     "pfedmoe": "fedmoe_sched.policies.pfedmoe:PFedMoePolicy",
+    "flux": "fedmoe_sched.policies.flux:FluxPolicy",
+    "hfedmoe": "fedmoe_sched.policies.hfedmoe:HFedMoePolicy",
+    "fedmoe": "fedmoe_sched.policies.fedmoe:FedMoePolicy",
 }
 
 
