@@ -35,6 +35,7 @@ POLICIES: dict[str, str] = {
     "balanced": "fedmoe_sched.policies.balanced:BalancedPolicy",
     "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
+    "pfedmoap": "fedmoe_sched.policies.pfedmoap:PFedMoapPolicy",
 }
 
 

@@ -17,6 +17,7 @@ __all__ = ["METHODS", "Brief", "Method", "Setting", "View", "make_method", "regi
 #: Name to ``"module:Class"``.
 METHODS: dict[str, str] = {
     "shared": "fedmoe_sched.federated.methods.base:Method",
+    "pfedmoap": "fedmoe_sched.federated.methods.pfedmoap:PFedMoap",
 }
 
 
