@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Aggregation", "Rejection", "Update", "aggregate", "as_floats", "expert_of", "split_state"]
+__all__ = [
+    "Aggregation",
+    "Rejection",
+    "Update",
+    "aggregate",
+    "as_floats",
+    "expert_of",
+    "name_within",
+    "split_state",
+]
 
 _EXPERT = re.compile(r"experts\.(\d+)\.")
 
@@ -29,6 +38,15 @@ def expert_of(name: str) -> int | None:
     """
     found = _EXPERT.match(name)
     return int(found[1]) if found else None
+
+
+def name_within(name: str) -> str:
+    """Return the name of an expert's parameter within the expert.
+
+    >>> name_within("experts.12.0.weight")
+    '0.weight'
+    """
+    return name.split(".", 2)[2]
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

@@ -36,6 +36,7 @@ POLICIES: dict[str, str] = {
     "flex-moe": "fedmoe_sched.policies.flex_moe:FlexMoePolicy",
     "fedamole": "fedmoe_sched.policies.fedamole:FedAmolePolicy",
     "pfedmoap": "fedmoe_sched.policies.pfedmoap:PFedMoapPolicy",
+    "fedmoe-da": "fedmoe_sched.policies.fedmoe_da:FedMoeDaPolicy",
 }
 
 

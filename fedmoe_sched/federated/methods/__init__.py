@@ -18,6 +18,7 @@ __all__ = ["METHODS", "Brief", "Method", "Setting", "View", "make_method", "regi
 METHODS: dict[str, str] = {
     "shared": "fedmoe_sched.federated.methods.base:Method",
     "pfedmoap": "fedmoe_sched.federated.methods.pfedmoap:PFedMoap",
+    "fedmoe-da": "fedmoe_sched.federated.methods.fedmoe_da:FedMoeDa",
 }
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from fedmoe_sched.errors import InputError, StateFileError
-from fedmoe_sched.federated.aggregate import Aggregation, Update, aggregate, as_floats, split_state
+from fedmoe_sched.federated.aggregate import Aggregation, Update, aggregate, as_floats, name_within, split_state
 from fedmoe_sched.federated.methods.base import Arrays, Brief, Method, Setting, View
 from fedmoe_sched.policies.base import Policy
 from fedmoe_sched.policies.pfedmoap import PFedMoapPolicy
@@ -149,7 +149,7 @@ def _experts(state: Arrays) -> dict[int, dict[str, Floats]]:
         Experts differ in shape.
     """
     pool = {
-        expert: {_within(name): as_floats(value) for name, value in parts.items()}
+        expert: {name_within(name): as_floats(value) for name, value in parts.items()}
         for expert, parts in split_state(state)[1].items()
     }
     shapes = {expert: {name: value.shape for name, value in parts.items()} for expert, parts in pool.items()}
@@ -160,15 +160,6 @@ def _experts(state: Arrays) -> dict[int, dict[str, Floats]]:
     return pool
 
 
-def _within(name: str) -> str:
-    """Name of a parameter within its expert.
-
-    >>> _within("experts.12.0.weight")
-    '0.weight'
-    """
-    return name.split(".", 2)[2]
-
-
 def _flat(experts: Sequence[Mapping[str, Floats]]) -> Floats:
     return np.stack([np.concatenate([value.ravel() for value in one.values()]) for one in experts])
 
@@ -176,5 +167,5 @@ def _flat(experts: Sequence[Mapping[str, Floats]]) -> Floats:
 def _own_part(update: Update, brief: Brief) -> Update:
     """Keep only the own expert of an update, as if it were a shared part."""
     start = f"experts.{brief.trained[0]}."
-    parts = {_within(name): value for name, value in update.parameters.items() if name.startswith(start)}
+    parts = {name_within(name): value for name, value in update.parameters.items() if name.startswith(start)}
     return Update(update.client, parts, update.samples, {})
