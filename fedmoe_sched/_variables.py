@@ -17,7 +17,7 @@ from fedmoe_sched.errors import InputError
 __all__ = ["StateVariable", "Variables"]
 
 _AXES = ("expert", "client", "pair", "vector")
-_TOLD = (None, "once", "before", "after")
+_TOLD = (None, "once", "before", "after", "server")
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class StateVariable:
         The width w of a vector is that of the first one that a client tells, 0 before.
     start : float, default 0.0
         Value at the start, and of every client that is new.
-    told : {None, "once", "before", "after"}
+    told : {None, "once", "before", "after", "server"}
         Whether clients tell it, and when the policy asks them for it: once when they first appear; all available
-        ones before every plan; those that trained, of what they trained with, after the round. See
-        `Scheduler.tell`.
+        ones before every plan; those that trained, of what they trained with, after the round. ``"server"``: no
+        client is asked, the policy's method tells it of them. See `Scheduler.tell`.
     least : float, optional
-        The least value that a client may tell; None is no limit.
+        The least value that may be told; None is no limit.
 
     Raises
     ------
@@ -46,7 +46,7 @@ class StateVariable:
 
     per: Literal["expert", "client", "pair", "vector"]
     start: float = 0.0
-    told: Literal["once", "before", "after"] | None = None
+    told: Literal["once", "before", "after", "server"] | None = None
     least: float | None = None
 
     def __post_init__(self) -> None:

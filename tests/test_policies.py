@@ -276,7 +276,9 @@ def test_bad_variables():
         StateVariable("round")
     with pytest.raises(InputError, match="start = inf"):
         StateVariable("client", float("inf"))
-    with pytest.raises(InputError, match="told = 'never': must be one of None, 'once', 'before', 'after'"):
+    with pytest.raises(
+        InputError, match="told = 'never': must be one of None, 'once', 'before', 'after', 'server'"
+    ):
         StateVariable("client", told="never")
     with pytest.raises(InputError, match="told = 'once': clients tell what is kept per client"):
         StateVariable("expert", told="once")

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Aggregation", "Rejection", "Update", "aggregate", "expert_of", "split_state"]
+__all__ = [
+    "Aggregation",
+    "Rejection",
+    "Update",
+    "aggregate",
+    "as_floats",
+    "expert_of",
+    "name_within",
+    "split_state",
+]
 
 _EXPERT = re.compile(r"experts\.(\d+)\.")
 
@@ -29,6 +38,15 @@ def expert_of(name: str) -> int | None:
     """
     found = _EXPERT.match(name)
     return int(found[1]) if found else None
+
+
+def name_within(name: str) -> str:
+    """Return the name of an expert's parameter within the expert.
+
+    >>> name_within("experts.12.0.weight")
+    '0.weight'
+    """
+    return name.split(".", 2)[2]
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
@@ -169,13 +187,14 @@ def _average(name: str, old: Any, updates: Sequence[Update], weights: Sequence[f
     mean = np.zeros(tuple(old.shape), dtype=np.float64)
     for update, weight in zip(updates, weights, strict=True):
         if weight > 0:
-            mean += (weight / total) * _numpy(update.parameters[name])
+            mean += (weight / total) * as_floats(update.parameters[name])
     if hasattr(old, "new_tensor"):  # a torch tensor: same type and device
         return old.new_tensor(mean)
     return mean.astype(old.dtype)
 
 
-def _numpy(value: Any) -> npt.NDArray[np.float64]:
+def as_floats(value: Any) -> npt.NDArray[np.float64]:
+    """Return a NumPy array or torch tensor as a float64 array; not a copy if it is one already."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     return np.asarray(value, dtype=np.float64)
@@ -224,7 +243,7 @@ def _place_fault(state: Mapping[str, Any], update: Update, name: str, experts: s
 
 def _value_fault(shape: tuple[int, ...], value: Any) -> str | None:
     try:
-        values = _numpy(value)
+        values = as_floats(value)
     except (TypeError, ValueError) as error:
         return f": cannot be read as numbers ({error})"
     if values.shape != shape:

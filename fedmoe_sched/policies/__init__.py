@@ -41,6 +41,8 @@ POLICIES: dict[str, str] = {
     "flux": "fedmoe_sched.policies.flux:FluxPolicy",
     "hfedmoe": "fedmoe_sched.policies.hfedmoe:HFedMoePolicy",
     "fedmoe": "fedmoe_sched.policies.fedmoe:FedMoePolicy",
+    "pfedmoap": "fedmoe_sched.policies.pfedmoap:PFedMoapPolicy",
+    "fedmoe-da": "fedmoe_sched.policies.fedmoe_da:FedMoeDaPolicy",
 }
 
 

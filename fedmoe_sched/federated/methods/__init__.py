@@ -19,6 +19,8 @@ METHODS: dict[str, str] = {
     "shared": "fedmoe_sched.federated.methods.base:Method",
     "fedmix": "fedmoe_sched.federated.methods.fedmix:FedMix",
     "pfedmoe": "fedmoe_sched.federated.methods.pfedmoe:PFedMoe",
+    "pfedmoap": "fedmoe_sched.federated.methods.pfedmoap:PFedMoap",
+    "fedmoe-da": "fedmoe_sched.federated.methods.fedmoe_da:FedMoeDa",
 }
 
 
