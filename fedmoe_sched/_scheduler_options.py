@@ -20,7 +20,7 @@ from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["SchedulerOptions", "count_option", "real_option"]
+__all__ = ["SchedulerOptions", "count_option", "ranged_option", "real_option"]
 
 OptionsT = TypeVar("OptionsT")
 
@@ -177,6 +177,22 @@ def count_option(name: str, value: Any, least: int) -> int:
         msg = f"{name} = {count}: must be >= {least}"
         raise InputError(msg)
     return count
+
+
+def ranged_option(name: str, value: Any, least: float, most: float = np.inf) -> float:
+    """Read an option that is a number within limits.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    number = real_option(name, value)
+    if not least <= number <= most:
+        rule = f">= {least:g}" if most == np.inf else f"from {least:g} to {most:g}"
+        msg = f"{name} = {value!r}: must be {rule}"
+        raise InputError(msg)
+    return number
 
 
 def _made(name: str, cls: type[OptionsT], value: OptionsT | Mapping[str, Any] | None) -> OptionsT | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -12,7 +12,19 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched.policies.base import RulePolicy
 from fedmoe_sched.result import Schedule
 
-__all__ = ["ClientRule", "best_pairs"]
+__all__ = ["CLIENT_BY_CLIENT", "ClientRule", "best_pairs", "top_ranked"]
+
+
+#: What a rule that decides client by client fixes.
+CLIENT_BY_CLIENT: Final[Mapping[str, Any]] = {
+    "solver": "greedy",
+    "balance": None,
+    "load_min": None,
+    "load_max": None,
+    "fill": True,
+    "usage_weight": 0.0,
+    "fitness_weight": 1.0,
+}
 
 
 class ClientRule(RulePolicy, ABC):
@@ -29,15 +41,7 @@ class ClientRule(RulePolicy, ABC):
         Those of `fedmoe_sched.Scheduler`; what concerns backend, weights and loads is fixed, see `fixed`.
     """
 
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "solver": "greedy",
-        "balance": None,
-        "load_min": None,
-        "load_max": None,
-        "fill": True,
-        "usage_weight": 0.0,
-        "fitness_weight": 1.0,
-    }
+    fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
 
     @abstractmethod
     def choose(
@@ -110,3 +114,22 @@ def best_pairs(scores: FloatArray, most: IntArray, eligible: BoolArray, *, seed:
     chosen = np.zeros(scores.shape, dtype=np.bool_)
     np.put_along_axis(chosen, ranked, np.arange(scores.shape[1]) < most[:, None], axis=1)
     return chosen & eligible
+
+
+def top_ranked(ranks: FloatArray, counts: IntArray) -> BoolArray:
+    """Mark the experts of highest rank of every client; ties go to the lower expert number.
+
+    Parameters
+    ----------
+    ranks : ndarray, shape (k, m)
+        -inf for experts that are not to be taken.
+    counts : ndarray, shape (k,), int64
+        How many each client takes, at most as many as it has that are not -inf.
+
+    >>> top_ranked(np.array([[0.1, 0.5, 0.5], [3.0, 2.0, 1.0]]), np.array([1, 2])).astype(int).tolist()
+    [[0, 1, 0], [1, 1, 0]]
+    """
+    order = np.argsort(-ranks, axis=1, kind="stable")
+    taken = np.zeros(ranks.shape, dtype=np.bool_)
+    np.put_along_axis(taken, order, np.arange(ranks.shape[1]) < counts[:, None], axis=1)
+    return taken

@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, as_counts
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._scheduler_options import count_option, ranged_option
 from fedmoe_sched._variables import StateVariable
-from fedmoe_sched.errors import InputError
-from fedmoe_sched.policies._ranking import CLIENT_BY_CLIENT, open_pairs, ranged_option, top_ranked
-from fedmoe_sched.policies.base import RulePolicy
-from fedmoe_sched.result import Schedule
+from fedmoe_sched.policies.client_rule import ClientRule, top_ranked
 from fedmoe_sched.rounds import OpenRound, RoundReports
 
 __all__ = ["FedMoePolicy", "covering"]
@@ -25,7 +23,7 @@ _FOLLOWS, _KEEPS, _TRIES, _FROZEN = range(4)
 _HALVINGS = 53  # of the unit interval, down to one rounding error
 
 
-class FedMoePolicy(RulePolicy):
+class FedMoePolicy(ClientRule):
     """Every client has a set of experts of its own, chosen by activation, and changed once or more by its peers.
 
     1. *Coverage*. The largest theta in [0, 1] such that some experts within the budget cover at least theta of the
@@ -95,7 +93,6 @@ class FedMoePolicy(RulePolicy):
     """
 
     name: ClassVar[str] = "fedmoe"
-    fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
     variables: ClassVar[Mapping[str, StateVariable]] = {
         "gate_mean": StateVariable("pair", told="before", least=0.0),
         "accuracy": StateVariable("client", told="after", least=0.0),
@@ -120,40 +117,36 @@ class FedMoePolicy(RulePolicy):
     ) -> None:
         super().__init__(experts, **options)
         self.alpha = ranged_option("alpha", alpha, 0, 1)
-        self.coverage_rounds = _count("coverage_rounds", coverage_rounds)
-        self.patience = _count("patience", patience)
+        self.coverage_rounds = count_option("coverage_rounds", coverage_rounds, 1)
+        self.patience = count_option("patience", patience, 1)
         self.tolerance = ranged_option("tolerance", tolerance, 0)
-        self.peers = _count("peers", peers)
+        self.peers = count_option("peers", peers, 1)
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's options as plain values."""
         own = ("alpha", "coverage_rounds", "patience", "tolerance", "peers")
         return super().options() | {name: getattr(self, name) for name in own}
 
-    def decide(
+    def choose(
         self,
         fitness: FloatArray,
-        usage: FloatArray,
         capacity: IntArray,
-        eligible: BoolArray | None,
+        eligible: BoolArray,
         *,
         clients: tuple[Hashable, ...],
         seed: int,
-        warm_start: FloatArray | None,
-    ) -> Schedule:
+    ) -> tuple[FloatArray, BoolArray]:
         """Give every client its set, or the experts that cover its activation as long as it keeps none."""
-        possible, slots = open_pairs(fitness.shape, capacity, eligible)
+        slots = np.minimum(capacity, eligible.sum(axis=1))
         activation = self.variable("gate_mean", clients)
-        mass = np.where(possible, activation, 0.0)
+        mass = np.where(eligible, activation, 0.0)
         blank = ~mass.any(axis=1)
-        mass[blank] = np.where(possible, 1.0 - np.random.default_rng(seed).random(mass.shape), 0.0)[blank]
-        kept = possible & (self.variable("chosen", clients) > 0)
+        mass[blank] = np.where(eligible, 1.0 - np.random.default_rng(seed).random(mass.shape), 0.0)[blank]
+        kept = eligible & (self.variable("chosen", clients) > 0)
         kept &= self.variable("phase", clients)[:, None] > _FOLLOWS
         wanted = np.where(kept.any(axis=1, keepdims=True), kept, covering(mass, self._budget(slots)))
         chosen = top_ranked(np.where(wanted, mass, -np.inf), np.minimum(slots, wanted.sum(axis=1)))
-        return super().decide(
-            activation, usage, capacity, chosen, clients=clients, seed=seed, warm_start=warm_start
-        )
+        return activation, chosen
 
     def _budget(self, slots: IntArray) -> IntArray:
         """Return the experts that coverage may take, at least one where there is room for one."""
@@ -236,8 +229,8 @@ class FedMoePolicy(RulePolicy):
     def _room(self, client: int) -> tuple[BoolArray, int]:
         """Return which experts a client may have, and how many, as far as is known now."""
         capacity, eligible = self._clients.limits(np.array([client]), {}, self._options.rules)
-        possible, slots = open_pairs((1, len(self.experts)), capacity, eligible)
-        return possible[0], int(slots[0])
+        possible = np.ones(len(self.experts), dtype=np.bool_) if eligible is None else eligible[0]
+        return possible, int(min(capacity[0], possible.sum()))
 
 
 def covering(mass: FloatArray, budget: IntArray) -> BoolArray:
@@ -307,11 +300,3 @@ def _as_row(experts: BoolArray) -> FloatArray:
 def _rounded(value: float) -> int:
     """Round to a whole number, halves towards zero."""
     return int(math.copysign(math.ceil(abs(value) - 0.5), value))
-
-
-def _count(name: str, value: Any) -> int:
-    count = int(as_counts(name, value, 1, "one number")[0])
-    if count < 1:
-        msg = f"{name} = {count}: must be >= 1"
-        raise InputError(msg)
-    return count

@@ -12,6 +12,7 @@ from fedmoe_sched._arrays import FloatArray, IntArray, as_counts, row_blocks
 from fedmoe_sched._scheduler_options import real_option
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.policies.base import RulePolicy
+from fedmoe_sched.policies.client_rule import CLIENT_BY_CLIENT
 
 __all__ = ["FedMoeDaPolicy", "Neighbours", "nearest_pairs"]
 
@@ -111,7 +112,7 @@ class FedMoeDaPolicy(RulePolicy):
         I >= 1, in rounds.
     **options
         Those of `fedmoe_sched.Scheduler`; ``solver="greedy"``, ``balance=None``, no `load_min` or `load_max`,
-        ``fill=True`` and ``usage_weight=0`` are fixed.
+        ``fill=True``, ``usage_weight=0`` and ``fitness_weight=1`` are fixed.
 
     Raises
     ------
@@ -121,14 +122,7 @@ class FedMoeDaPolicy(RulePolicy):
 
     name: ClassVar[str] = "fedmoe-da"
     method: ClassVar[str] = "fedmoe-da"
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "solver": "greedy",
-        "balance": None,
-        "load_min": None,
-        "load_max": None,
-        "fill": True,
-        "usage_weight": 0.0,
-    }
+    fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
 
     def __init__(
         self,

@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._scheduler_options import ranged_option
 from fedmoe_sched._variables import StateVariable
-from fedmoe_sched.policies._ranking import CLIENT_BY_CLIENT, open_pairs, ranged_option, top_ranked
-from fedmoe_sched.policies.base import RulePolicy
-from fedmoe_sched.result import Schedule
+from fedmoe_sched.policies.client_rule import ClientRule, top_ranked
 from fedmoe_sched.rounds import OpenRound, RoundReports
 from fedmoe_sched.scores.fitness import flux_reward
 
 __all__ = ["FluxPolicy"]
 
 
-class FluxPolicy(RulePolicy):
+class FluxPolicy(ClientRule):
     """Every client trains the experts of most utility, as many as it can, but some places go to exploration.
 
     The utility of expert e at client i is ``samples_ie * sqrt(gradient_ie)``: the samples that the client's router
@@ -75,7 +74,6 @@ class FluxPolicy(RulePolicy):
     """
 
     name: ClassVar[str] = "flux"
-    fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
     variables: ClassVar[Mapping[str, StateVariable]] = {
         "gradient": StateVariable("pair", told="after", least=0.0),
         "routed": StateVariable("pair"),  # samples, of the last round in which the pair was trained
@@ -107,30 +105,26 @@ class FluxPolicy(RulePolicy):
         names = tuple(clients)
         return flux_reward(self.variable("routed", names), self.variable("gradient", names))
 
-    def decide(
+    def choose(
         self,
         fitness: FloatArray,
-        usage: FloatArray,
         capacity: IntArray,
-        eligible: BoolArray | None,
+        eligible: BoolArray,
         *,
         clients: tuple[Hashable, ...],
         seed: int,
-        warm_start: FloatArray | None,
-    ) -> Schedule:
+    ) -> tuple[FloatArray, BoolArray]:
         """Share out each client's places between utility and exploration."""
-        possible, slots = open_pairs(fitness.shape, capacity, eligible)
+        slots = np.minimum(capacity, eligible.sum(axis=1))
         random = np.random.default_rng(seed)
         explored = random.binomial(slots, self._epsilon(clients))
         utility, tries = self.utility(clients), self.variable("tries", clients)
-        tried = possible & (tries > 0)
+        tried = eligible & (tries > 0)
         best = top_ranked(np.where(tried, utility, -np.inf), np.minimum(slots - explored, tried.sum(axis=1)))
         # Tries are whole numbers: a fraction decides among equals only.
         rarity = -(tries + random.random(tries.shape))
-        rest = top_ranked(np.where(possible & ~best, rarity, -np.inf), slots - best.sum(axis=1))
-        return super().decide(
-            utility, usage, capacity, best | rest, clients=clients, seed=seed, warm_start=warm_start
-        )
+        rest = top_ranked(np.where(eligible & ~best, rarity, -np.inf), slots - best.sum(axis=1))
+        return utility, best | rest
 
     def _epsilon(self, clients: tuple[Hashable, ...]) -> FloatArray:
         """Return the share of places that each client explores, shape (k,)."""

@@ -8,15 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._scheduler_options import ranged_option
 from fedmoe_sched._variables import StateVariable
-from fedmoe_sched.policies._ranking import CLIENT_BY_CLIENT, open_pairs, ranged_option, top_ranked
-from fedmoe_sched.policies.base import RulePolicy
-from fedmoe_sched.result import Schedule
+from fedmoe_sched.policies.client_rule import ClientRule, top_ranked
 
 __all__ = ["HFedMoePolicy", "divergence"]
 
 
-class HFedMoePolicy(RulePolicy):
+class HFedMoePolicy(ClientRule):
     """Every client trains the experts of highest importance to its gate, as many as it can.
 
     The score of expert e at client i is ``mix * mean_ie + (1 - mix) * max_ie - beta * kl_ie``: the mean and the
@@ -67,7 +66,6 @@ class HFedMoePolicy(RulePolicy):
     """
 
     name: ClassVar[str] = "hfedmoe"
-    fixed: ClassVar[Mapping[str, Any]] = CLIENT_BY_CLIENT
     variables: ClassVar[Mapping[str, StateVariable]] = {
         "gate_mean": StateVariable("pair", told="before", least=0.0),
         "gate_max": StateVariable("pair", told="before", least=0.0),
@@ -96,25 +94,23 @@ class HFedMoePolicy(RulePolicy):
         penalty = divergence(_shares(mean), known[told].mean(axis=0))
         return np.where(mean.any(axis=1, keepdims=True), preferred - self.beta * penalty, preferred)
 
-    def decide(
+    def choose(
         self,
         fitness: FloatArray,
-        usage: FloatArray,
         capacity: IntArray,
-        eligible: BoolArray | None,
+        eligible: BoolArray,
         *,
         clients: tuple[Hashable, ...],
         seed: int,
-        warm_start: FloatArray | None,
-    ) -> Schedule:
+    ) -> tuple[FloatArray, BoolArray]:
         """Take each client's experts of highest score."""
-        possible, slots = open_pairs(fitness.shape, capacity, eligible)
         scores = self.scores(clients)
         silent = ~scores.any(axis=1)
         ranks = scores.copy()
         ranks[silent] = np.random.default_rng(seed).random(scores.shape)[silent]
-        chosen = top_ranked(np.where(possible, ranks, -np.inf), slots)
-        return super().decide(scores, usage, capacity, chosen, clients=clients, seed=seed, warm_start=warm_start)
+        slots = np.minimum(capacity, eligible.sum(axis=1))
+        chosen = top_ranked(np.where(eligible, ranks, -np.inf), slots)
+        return scores, chosen
 
 
 def divergence(shares: FloatArray, average: FloatArray) -> FloatArray:

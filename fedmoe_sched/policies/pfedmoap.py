@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, as_counts
 from fedmoe_sched._variables import StateVariable
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.policies.base import RulePolicy
+from fedmoe_sched.policies.client_rule import ClientRule
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import OpenRound, RoundReports
 from fedmoe_sched.scores.capacity import CapacityProfile
@@ -19,7 +19,7 @@ from fedmoe_sched.scores.capacity import CapacityProfile
 __all__ = ["PFedMoapPolicy"]
 
 
-class PFedMoapPolicy(RulePolicy):
+class PFedMoapPolicy(ClientRule):
     """Every client gets its own expert, which it trains, and the experts of its nearest peers, which stay frozen.
 
     The experts are those of the clients: a client owns one from the first round that it is planned in, in order of
@@ -47,7 +47,8 @@ class PFedMoapPolicy(RulePolicy):
         K >= 0, at most capacity - 1 of which a client gets; None for as many as that.
     **options
         Those of `fedmoe_sched.Scheduler`; ``solver="greedy"``, ``balance=None``, no `load_min` or `load_max`,
-        ``fill=True`` and ``usage_weight=0`` are fixed. Fitness is kept up to date but decides nothing.
+        ``fill=True``, ``usage_weight=0`` and ``fitness_weight=1`` are fixed. Fitness is kept up
+        to date but decides nothing.
 
     Raises
     ------
@@ -69,14 +70,6 @@ class PFedMoapPolicy(RulePolicy):
 
     name: ClassVar[str] = "pfedmoap"
     method: ClassVar[str] = "pfedmoap"
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "solver": "greedy",
-        "balance": None,
-        "load_min": None,
-        "load_max": None,
-        "fill": True,
-        "usage_weight": 0.0,
-    }
     variables: ClassVar[Mapping[str, StateVariable]] = {
         # The expert that a client owns; -1 for none.
         "own": StateVariable("client", -1.0),
@@ -117,23 +110,20 @@ class PFedMoapPolicy(RulePolicy):
         self._variables.put({"own": own})
         return answer
 
-    def decide(
+    def choose(
         self,
         fitness: FloatArray,
-        usage: FloatArray,
         capacity: IntArray,
-        eligible: BoolArray | None,
+        eligible: BoolArray,
         *,
         clients: tuple[Hashable, ...],
         seed: int,
-        warm_start: FloatArray | None,
-    ) -> Schedule:
+    ) -> tuple[FloatArray, BoolArray]:
         """Leave every client its own expert and its nearest neighbours, as many as it has room for."""
-        possible = np.ones(fitness.shape, dtype=np.bool_) if eligible is None else eligible
-        possible = possible & (capacity > 0)[:, None]
+        possible = eligible & (capacity > 0)[:, None]
         own = self._own_experts(self.variable("own", clients).astype(np.int64), possible)
         chosen = self._own_and_nearest(own, self.variable("distance", clients), capacity, possible)
-        return super().decide(fitness, usage, capacity, chosen, clients=clients, seed=seed, warm_start=warm_start)
+        return fitness, chosen
 
     def _own_experts(self, own: IntArray, possible: BoolArray) -> IntArray:
         """Give each client that has none, and can train some, the first free expert; shape (k,), -1 for none."""
