@@ -36,7 +36,7 @@ help:
 
 .venv/dev: .venv/made pyproject.toml constraints.txt
 	@echo "installing the package with what the checks need"
-	@$(INSTALL) --editable '.[dev,train,plot,bench]'
+	@$(INSTALL) --editable '.[dev,train,plot,bench,flower]'
 	@touch $@ .venv/run .venv/bench
 
 demo: .venv/run
