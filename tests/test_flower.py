@@ -397,3 +397,25 @@ def test_the_app_has_the_two_halves_that_it_names(monkeypatch):
     for component in components.values():
         module, _, name = component.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_nodes_that_come_together_begin_together_and_one_that_says_nothing_does_not_hold_them_up(tmp_path):
+    """Node 0 answers its query at once, node 1 at the third look, node 2 never."""
+
+    class Slow(FakeGrid):
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            Slow.looks += 1
+            if Slow.looks == 3:
+                self.recover(self.started[1])
+            return super().pull_messages(message_ids)
+
+    config = small(rounds=1)
+    for count, waits in ((2, 5.0), (3, 0.6)):
+        grid = Slow(client_app(config), [{"partition-id": i} for i in range(count)])
+        grid.busy.update(grid.started[1:])
+        Slow.looks = 0
+        strategy = strategy_of(config, tmp_path / str(count), min_clients=1, wait_timeout=waits)
+        strategy.run(grid)
+        assert read_run(tmp_path / str(count)).records[0]["available"] == 2

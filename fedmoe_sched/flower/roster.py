@@ -22,18 +22,25 @@ from fedmoe_sched.flower.messages import read_offer
 __all__ = ["Roster"]
 
 _POLL = 0.25  # seconds between looks while waiting
+_NEW = 20.0  # seconds for which a node that has just come is waited for
 
 _log = logging.getLogger("flwr")  # what the engine shows and sends to `flwr log`
 
 
 @dataclass
 class _Node:
-    """What is known of a node; `asked` is the open query, `idle` whether it can be given work."""
+    """What is known of a node; `asked` is the open query, `idle` whether it can get work, `since` when it came."""
 
     name: str = ""
     offer: ClientOffer = field(default_factory=ClientOffer)
     asked: Message | None = None
     idle: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def introducing(self) -> bool:
+        """Whether it has just come, and has not said yet who it is."""
+        return not self.name and self.asked is not None and time.monotonic() < self.since + _NEW
 
 
 class Roster:
@@ -76,14 +83,19 @@ class Roster:
             self._nodes[number].idle = True
 
     def wait_for(self, grid: Grid, count: int, timeout: float) -> bool:
-        """Wait until so many clients are idle; return whether they are."""
+        """Wait until so many clients are idle; return whether they are.
+
+        Nodes that have just come are waited for as well, for a short time: else whoever answers first would begin
+        without those that were started together with it.
+        """
         end = time.monotonic() + timeout
         while True:
             self.refresh(grid)
-            if len(self.idle()) >= count:
+            enough = len(self.idle()) >= count
+            if enough and not any(node.introducing for node in self._nodes.values()):
                 return True
             if time.monotonic() >= end:
-                return False
+                return enough
             time.sleep(_POLL)
 
     def refresh(self, grid: Grid) -> None:
