@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
 
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.config import TrainConfig
@@ -24,6 +23,9 @@ from fedmoe_sched.scores import CapacityProfile
 
 __all__ = ["client_app", "node_offer"]
 
+#: Flower's type of this name moved between versions.
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+
 
 def client_app(config: TrainConfig | None = None, *, mods: Sequence[Mod] = ()) -> ClientApp:
     """Make the client's half of the app.
@@ -32,7 +34,7 @@ def client_app(config: TrainConfig | None = None, *, mods: Sequence[Mod] = ()) -
     ----------
     config : TrainConfig, optional
         By default what the run config of ``flwr run`` says, see `fedmoe_sched.flower.settings.read_run_config`.
-    mods : sequence of flwr.clientapp.typing.Mod
+    mods : sequence of callable (message, context, next)
         Wrapped around whatever the client does, e.g. for privacy.
 
     Returns
