@@ -2,6 +2,8 @@
 #   make demo          train random, greedy and balanced on digits; print the table; figures in demo-output/
 #   make test          the fast test suite, doctests included        (ARGS="-k name" to choose)
 #   make check         lint, types, docs, wheel-test, test
+#   make flower-demo   one run in the loop, in Flower's simulation, deployed on 127.0.0.1   (ARGS="--data-dir DIR")
+#   make test-flower   real Flower processes that are killed in the middle of a run; some minutes
 #   make study         optimality against speed, as in docs/study.md    (ARGS="--quick" for a small one)
 # PIP_ARGS goes to every pip install. A CPU-only build of torch is a fraction of the default one: to have it, name
 # the index that carries it with PIP_ARGS="--extra-index-url ..." or in pip's own configuration.
@@ -15,10 +17,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # One process per core is what runs in parallel: threads of the numerical libraries would only get in its way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo study test test-slow lint format types docs wheel-test check clean
+.PHONY: help demo flower-demo study test test-slow test-flower lint format types docs wheel-test check clean
 
 help:
-	@sed -n '2,5p' Makefile | cut -c3-
+	@sed -n '2,7p' Makefile | cut -c3-
 
 .venv/made:
 	@$(PYTHON) -m venv .venv
@@ -29,6 +31,11 @@ help:
 	@$(INSTALL) --editable '.[train,plot]'
 	@touch $@
 
+.venv/flower: .venv/made pyproject.toml constraints.txt
+	@echo "installing the package with what Flower needs"
+	@$(INSTALL) --editable '.[train,flower]'
+	@touch $@
+
 .venv/bench: .venv/made pyproject.toml constraints.txt
 	@echo "installing the package with what the study needs"
 	@$(INSTALL) --editable '.[plot,bench]'
@@ -36,11 +43,14 @@ help:
 
 .venv/dev: .venv/made pyproject.toml constraints.txt
 	@echo "installing the package with what the checks need"
-	@$(INSTALL) --editable '.[dev,train,plot,bench]'
-	@touch $@ .venv/run .venv/bench
+	@$(INSTALL) --editable '.[dev,train,plot,bench,flower]'
+	@touch $@ .venv/run .venv/bench .venv/flower
 
 demo: .venv/run
 	@$(BIN)/fedmoe-sched demo --output demo-output
+
+flower-demo: .venv/flower
+	@$(BIN)/python examples/flower_demo.py $(ARGS)
 
 study: .venv/bench
 	@$(BIN)/python -m benchmarks.study $(ARGS)
@@ -50,6 +60,9 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	@$(BIN)/python -m pytest --quiet -n $(JOBS) -m slow tests $(ARGS)
+
+test-flower: .venv/dev
+	@$(BIN)/python -m pytest --quiet -m flower tests $(ARGS)
 
 lint: .venv/dev
 	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; exit 1; }

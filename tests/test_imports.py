@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "ortools", "pulp", "networkx", "matplotlib", "scipy.sparse", "typer", "pydantic", "pandas")
+HEAVY = (
+    "torch",
+    "ortools",
+    "pulp",
+    "networkx",
+    "matplotlib",
+    "scipy.sparse",
+    "typer",
+    "pydantic",
+    "pandas",
+    "flwr",
+)
 
 
 def python(code: str, *, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -69,3 +80,10 @@ def test_public_names_exist():
     assert len(set(fedmoe_sched.__all__)) == len(fedmoe_sched.__all__)
     for name in fedmoe_sched.__all__:
         assert getattr(fedmoe_sched, name) is not None
+
+
+def test_the_flower_package_imports_no_engine_and_reading_its_settings_no_flwr():
+    pytest.importorskip("pydantic")
+    loaded = loaded_by("import fedmoe_sched.flower, fedmoe_sched.flower.settings")
+    assert "fedmoe_sched.flower.settings" in loaded
+    assert loaded.isdisjoint({"flwr", "ray", "torch"})

@@ -68,6 +68,12 @@ class Brief:
     down: tuple[int, ...] = ()
     up: tuple[int, ...] = ()
 
+    @classmethod
+    def plain(cls, experts: Sequence[int]) -> Brief:
+        """Make the brief of the plain method: what is assigned is sent, trained and sent back."""
+        held = tuple(int(j) for j in experts)
+        return cls(held, held, held, down=held, up=held)
+
 
 @dataclass(frozen=True)
 class View:
