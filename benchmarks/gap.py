@@ -30,7 +30,7 @@ from fedmoe_sched.problem import AssignmentProblem
 
 __all__ = ["Result", "main", "summary"]
 
-_SOLVERS = ("ilp-ortools", "mip-ortools", "milp-scipy")
+_SOLVERS = ("lagrangian", "ilp-ortools", "mip-ortools", "milp-scipy")
 _CLOSE = 1e-3
 
 

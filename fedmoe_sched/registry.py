@@ -23,6 +23,7 @@ _BACKENDS: dict[str, str] = {
     "flow-networkx": "fedmoe_sched.solvers.flow_networkx:NetworkXFlow",
     "flow-ortools": "fedmoe_sched.solvers.flow_ortools:OrToolsFlow",
     "lp-scipy": "fedmoe_sched.solvers.lp_scipy:SciPyLP",
+    "lagrangian": "fedmoe_sched.solvers.lagrangian:Lagrangian",
     "milp-scipy": "fedmoe_sched.solvers.milp_scipy:SciPyMILP",
     "ilp-ortools": "fedmoe_sched.solvers.ilp_ortools:CpSat",
     "mip-ortools": "fedmoe_sched.solvers.mip_ortools:OrToolsMIP",
@@ -33,7 +34,7 @@ _BACKENDS: dict[str, str] = {
 # is first used: below so many pairs the others are fast enough, and it comes last.
 _COMPILED = "exact"
 _AUTO_ORDER = (_COMPILED, "flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
-_AUTO_BUDGETS = ("milp-scipy", "ilp-ortools", "mip-ortools", "ilp-pulp")
+_AUTO_BUDGETS = ("lagrangian", "milp-scipy", "ilp-ortools", "mip-ortools", "ilp-pulp")
 _COMPILING_PAYS = 100_000
 
 # The backend for problems without load bounds and penalty, where clients do not compete.

@@ -26,6 +26,14 @@ class _Model:
     pairs: Pairs
     status: Any = None
 
+    def assignment(self) -> Assignment | None:
+        """Return the optimum of the rounded scores."""
+        if self.status != self.flow.OPTIMAL:
+            return None
+        used = self.flow.flows(self.pair_arcs) > 0
+        clients, experts = self.pairs
+        return Assignment.from_pairs(clients[used], experts[used], self.problem.shape)
+
 
 class OrToolsFlow(Solver[_Model]):
     """Exact min-cost flow with OR-Tools' SimpleMinCostFlow.
@@ -76,11 +84,9 @@ class OrToolsFlow(Solver[_Model]):
 
     def read(self, model: _Model) -> Answer:
         """Read the flows, undo the rounding, find the prices."""
-        if model.status != model.flow.OPTIMAL:
+        assignment = model.assignment()
+        if assignment is None:
             infeasible = model.status in (model.flow.INFEASIBLE, model.flow.UNBALANCED)
             reason = StopReason.PROVED_INFEASIBLE if infeasible else StopReason.FAILED
             return Answer(reason, message=str(model.status))
-        used = model.flow.flows(model.pair_arcs) > 0
-        clients, experts = model.pairs
-        assignment = Assignment.from_pairs(clients[used], experts[used], model.problem.shape)
         return polished_answer(model.problem, assignment)

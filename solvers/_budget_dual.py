@@ -1,0 +1,242 @@
+"""Prices for problems with budgets: the linear relaxation first, then subgradient steps with true knapsacks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched._budgets import network_relaxation
+from fedmoe_sched.knapsack_bound import whole_units
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
+from fedmoe_sched.solvers._knapsack_kernels import multipliers, respond
+from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs, incidence, unit_scores
+
+__all__ = ["Clients", "Dual", "climb", "linear_relaxation"]
+
+_MARGIN = 5e-10  # of a budget: half of what the certificate forgives
+_MOST_UNITS, _UNITS = 20_000, 2_000  # of a budget, in tables
+_PATIENCE = 12  # steps without a better bound before the step is cut
+_SHRINK, _SMALLEST_STEP = 0.6, 1e-3
+_MEMORY = 0.5  # of the direction before
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Clients:
+    """The clients as arrays for the kernels.
+
+    Parameters
+    ----------
+    gain : ndarray, shape (n, m)
+        Desirability; -inf where the pair is not possible.
+    size : ndarray, shape (R, n, m)
+        What a pair takes of each budget, in parts of it; 0 where there is no limit.
+    least, most : ndarray, shape (n,)
+    load_min, load_max : ndarray, shape (m,)
+    units, budgets : ndarray, shape (n, m) and (n,)
+        The same in whole units, where there is one resource; budgets are -1 elsewhere.
+    whole : bool
+        Whether all objectives are whole numbers.
+    """
+
+    gain: Floats
+    size: Floats
+    least: Ints
+    most: Ints
+    load_min: Ints
+    load_max: Ints
+    units: Ints
+    budgets: Ints
+    whole: bool
+
+    @classmethod
+    def of(cls, problem: AssignmentProblem) -> Clients:
+        """Read a problem with budgets."""
+        network = network_relaxation(problem)
+        assert network.eligible is not None
+        bounds = clipped_bounds(network)
+        gain = np.where(network.eligible, problem.desirability.astype(np.float64), -np.inf)
+        size = np.zeros((len(problem.budgets), *problem.shape))
+        for part, resource in zip(size, problem.budgets, strict=True):
+            limited = np.isfinite(resource.budget) & (resource.budget > 0)
+            allowed = resource.budget[limited, None] * (1 + _MARGIN)
+            with np.errstate(over="ignore"):  # pairs that exceed a budget by themselves are not possible
+                part[limited] = resource.sizes_of(np.flatnonzero(limited)) / allowed
+        size[:, ~network.eligible] = 0.0
+        most = np.minimum(bounds.client_max, network.eligible.sum(axis=1))
+        units, budgets = _in_units(problem, network.eligible)
+        whole = has_whole_scores(problem)
+        low, high = bounds.expert_min, bounds.expert_max
+        return cls(gain, size, bounds.client_min, most, low, high, units, budgets, whole)
+
+    def round_down(self, bound: float) -> float:
+        """Use that objectives are whole numbers, where they are."""
+        return float(np.floor(bound + 1e-6)) if self.whole else bound
+
+
+def _in_units(problem: AssignmentProblem, fits: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    units, budgets = np.zeros(problem.shape, dtype=np.int64), np.full(problem.n_clients, -1, dtype=np.int64)
+    if len(problem.budgets) == 1:
+        [resource] = problem.budgets
+        for i in np.flatnonzero(np.isfinite(resource.budget)).tolist():
+            sizes = resource.sizes_of(np.array([i]))[0]
+            whole, budget = whole_units(sizes[fits[i]], float(resource.allowed[i]), _MOST_UNITS, _UNITS)
+            units[i, fits[i]], budgets[i] = whole, budget
+    return units, budgets
+
+
+@dataclass(eq=False)
+class Dual:
+    """Prices of experts, what budgets are worth, and the bound that they prove.
+
+    Parameters
+    ----------
+    prices : ndarray, shape (m,)
+    multipliers : ndarray, shape (n,)
+        Worth of a client's budgets, those of several resources as one.
+    bound : float
+    worth : ndarray, shape (n,)
+        Of it, what each client's knapsack contributes.
+    """
+
+    prices: Floats
+    multipliers: Floats
+    bound: float
+    worth: Floats
+
+    @classmethod
+    def at(cls, clients: Clients, prices: Floats) -> tuple[Dual, npt.NDArray[np.int8]]:
+        """Let the clients respond; return the choices too."""
+        chosen, worth = np.empty(clients.gain.shape, dtype=np.int8), np.empty(len(clients.gain))
+        respond(
+            clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets,
+            prices, chosen, worth,
+        )  # fmt: skip
+        loads = clients.load_max * np.maximum(prices, 0) - clients.load_min * np.maximum(-prices, 0)
+        return cls(prices, np.zeros(len(worth)), float(worth.sum() + loads.sum()), worth), chosen
+
+    def reduced(self, clients: Clients) -> Floats:
+        """Return scores less prices and what the budgets used are worth; shape (n, m), -inf where not possible."""
+        costs = self.multipliers[:, None] * clients.size.sum(axis=0)
+        reduced: Floats = clients.gain - self.prices - costs
+        return reduced
+
+    def estimate(self, clients: Clients) -> Dual:
+        """Bring the multipliers up to date with the prices."""
+        multipliers(clients.gain, clients.size, clients.least, clients.most, self.prices, self.multipliers)
+        return self
+
+    def keep(self, clients: Clients, value: float) -> npt.NDArray[np.bool_]:
+        """Return the pairs that an assignment worth more than `value` could hold; shape (n, m).
+
+        A client's knapsack is bounded by its multiplier; a pair of negative reduced score that is taken all the
+        same costs that much of the bound.
+        """
+        reduced = self.reduced(clients)
+        relaxed = self.multipliers * len(clients.size) + np.where(reduced > 0, reduced, 0.0).sum(axis=1)
+        slack = self.bound - self.worth + relaxed - (value + (1 - 1e-6) * clients.whole)
+        kept: npt.NDArray[np.bool_] = np.isfinite(reduced) & (-reduced <= slack[:, None] + 1e-9 * abs(self.bound))
+        return kept
+
+
+def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> Any:
+    """Solve the linear relaxation by SciPy's HiGHS.
+
+    Returns
+    -------
+    prices : ndarray, shape (m,), or None
+        None where time ran out.
+    infeasible : bool
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import vstack
+
+    network = network_relaxation(problem)
+    pairs = eligible_pairs(network)
+    bounds = clipped_bounds(network)
+    scores, unit = unit_scores(problem, pairs)
+    n, size = problem.n_clients, len(scores)
+    rows = incidence(network, pairs)
+    counts = np.bincount(pairs.clients, minlength=n)
+    short = np.flatnonzero(bounds.client_max < counts)
+    needy = np.flatnonzero(bounds.client_min > 0)
+    budgets = budget_rows(problem, pairs, whole=False)
+    fixed = np.flatnonzero(bounds.expert_min == bounds.expert_max)
+    capped = np.flatnonzero(bounds.expert_min < bounds.expert_max)
+    matrix = vstack([rows[n + capped], -rows[n + capped], rows[short], -rows[needy], budgets.matrix(size)])
+    sides = [
+        bounds.expert_max[capped],
+        -bounds.expert_min[capped],
+        bounds.client_max[short],
+        -bounds.client_min[needy],
+    ]
+    options = {} if seconds is None else {"time_limit": seconds}
+    found = linprog(
+        -scores,
+        A_ub=matrix,
+        b_ub=np.concatenate([*sides, np.array(budgets.limits)]),
+        A_eq=rows[n + fixed] if len(fixed) else None,
+        b_eq=bounds.expert_max[fixed] if len(fixed) else None,
+        bounds=(0, 1),
+        method="highs-ds",
+        options=options,
+    )
+    if found.status != 0:
+        return None, found.status == 2
+    prices = np.zeros(problem.n_experts)
+    prices[fixed] = -found.eqlin.marginals
+    prices[capped] = found.ineqlin.marginals[len(capped) : 2 * len(capped)]
+    prices[capped] -= found.ineqlin.marginals[: len(capped)]
+    return prices * unit, False
+
+
+def climb(clients: Clients, start: Dual, value: float, steps: int, seconds: float) -> Dual:
+    """Improve the bound by subgradient steps (Held, Wolfe and Crowder 1974), towards the worth of an assignment.
+
+    Parameters
+    ----------
+    clients : Clients
+    start : Dual
+    value : float
+        Worth of the best assignment so far, or an estimate.
+    steps : int
+        At most.
+    seconds : float
+
+    Returns
+    -------
+    Dual
+        The best one seen.
+    """
+    end = time.perf_counter() + seconds
+    best, current, trust, stalled = start, start, 1.0, 0
+    direction = np.zeros_like(start.prices)
+    for _ in range(steps):
+        if time.perf_counter() > end or trust < _SMALLEST_STEP:
+            break
+        current, chosen = Dual.at(clients, current.prices)
+        if current.bound < best.bound - 1e-7 * abs(best.bound):
+            best, stalled = current, 0
+        else:
+            stalled += 1
+        if stalled > _PATIENCE:
+            trust, stalled, current = trust * _SHRINK, 0, best
+            direction[:] = 0.0
+            continue
+        loads = chosen.sum(axis=0, dtype=np.int64)
+        wanted = np.where(current.prices > 0, clients.load_max, clients.load_min)
+        wanted = np.where(current.prices == 0, np.clip(loads, clients.load_min, clients.load_max), wanted)
+        direction = loads - wanted + _MEMORY * direction
+        length = float(direction @ direction)
+        if length == 0.0:
+            break
+        distance = max(current.bound - value, 1e-6 * abs(value))
+        current = Dual(current.prices + trust * distance / length * direction, best.multipliers, 0.0, best.worth)
+    return best

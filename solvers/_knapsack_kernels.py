@@ -1,0 +1,244 @@
+"""Compiled kernels of the Lagrangian backend: what clients with budgets choose at given prices of the experts.
+
+Sizes are relative to the budgets, ``size[r, i, j]``, so that every budget is 1; pairs that are not possible have a
+gain of -inf. A client first takes its best experts, whatever their size; if that does not fit, it is solved by
+dynamic programming over whole units (Martello and Toth, *Knapsack Problems*, section 2.6) or, where the budget
+has none or there are several, by a depth-first branch and bound (section 2.5) of so many nodes at most.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedmoe_sched.solvers._newton_kernels import jit, part
+
+__all__ = ["multipliers", "respond"]
+
+_MOST_NODES = 2000
+
+
+@part
+def _rank(key: Any, listed: Any, size: int) -> None:
+    """Sort the first `size` numbers of `listed` by `key`, the largest first: a heap sort, in place."""
+    for start in range(size // 2 - 1, -1, -1):
+        _sink(key, listed, start, size)
+    for end in range(size - 1, 0, -1):
+        listed[0], listed[end] = listed[end], listed[0]
+        _sink(key, listed, 0, end)
+
+
+@part
+def _sink(key: Any, listed: Any, start: int, end: int) -> None:
+    at = start
+    while True:
+        child = 2 * at + 1
+        if child >= end:
+            return
+        if child + 1 < end and key[listed[child + 1]] < key[listed[child]]:
+            child += 1
+        if key[listed[child]] >= key[listed[at]]:
+            return
+        listed[at], listed[child] = listed[child], listed[at]
+        at = child
+
+
+@part
+def _by_dynamic_program(
+    reduced: Any, units: Any, budget: int, listed: Any, size: int, table: Any, took: Any
+) -> float:
+    """Solve a knapsack in whole units over the listed experts; mark the choice, and return its worth."""
+    for w in range(budget + 1):
+        table[w] = 0.0
+    for k in range(size):
+        j = listed[k]
+        weight, value = units[j], reduced[j]
+        for w in range(weight):
+            took[k, w] = 0
+        for w in range(budget, weight - 1, -1):
+            with_it = table[w - weight] + value
+            if with_it > table[w]:
+                table[w] = with_it
+                took[k, w] = 1
+            else:
+                took[k, w] = 0
+    return float(table[budget])
+
+
+@part
+def _fractional(key: Any, reduced: Any, load: Any, listed: Any, start: int, size: int, room: float) -> float:
+    """Fill what is left of a knapsack by efficiency, the last expert in part: no choice is worth more."""
+    worth = 0.0
+    for k in range(start, size):
+        j = listed[k]
+        if key[j] <= 0.0:
+            break
+        if load[j] > room:
+            worth += reduced[j] * (room / load[j])
+            break
+        room -= load[j]
+        worth += reduced[j]
+    return worth
+
+
+@part
+def _by_branching(  # noqa: PLR0912, PLR0915
+    reduced: Any, size: Any, client: int, listed: Any, count: int, least: int, most: int, key: Any, load: Any,
+    state: Any, used: Any, best: Any,
+) -> Any:  # fmt: skip
+    """Search the choices of a client; mark the best one in `best`; return its worth and an upper bound."""
+    resources = size.shape[0]
+    for k in range(count):
+        j = listed[k]
+        load[j] = 0.0
+        for r in range(resources):
+            load[j] += size[r, client, j]
+        key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
+        best[k] = 0
+        state[k] = 0
+    _rank(key, listed, count)
+    for r in range(resources):
+        used[r] = 0.0
+    worth, record, held, depth, nodes, total = 0.0, -np.inf, 0, 0, 0, 0.0
+    ceiling = _fractional(key, reduced, load, listed, 0, count, float(resources))
+    complete = True
+    while True:
+        if nodes > _MOST_NODES:
+            complete = False
+            break
+        hopeless = held + count - depth < least
+        if depth == count:
+            if not hopeless and worth > record:
+                record = worth
+                for k in range(count):
+                    best[k] = state[k] == 1
+            hopeless = True
+        elif not hopeless:
+            rest = 0.0
+            if held < most:
+                rest = _fractional(key, reduced, load, listed, depth, count, resources - total)
+            hopeless = worth + rest <= record
+        if hopeless:
+            depth -= 1
+            while depth >= 0 and state[depth] == 2:
+                depth -= 1
+            if depth < 0:
+                break
+            j = listed[depth]
+            state[depth] = 2
+            held -= 1
+            worth -= reduced[j]
+            total -= load[j]
+            for r in range(resources):
+                used[r] -= size[r, client, j]
+            depth += 1
+            continue
+        nodes += 1
+        j = listed[depth]
+        fits = held < most
+        for r in range(resources):
+            fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
+        state[depth] = 2
+        if fits:
+            state[depth] = 1
+            held += 1
+            worth += reduced[j]
+            total += load[j]
+            for r in range(resources):
+                used[r] += size[r, client, j]
+        depth += 1
+    return record, record if complete else ceiling
+
+
+@jit
+def respond(  # noqa: PLR0912
+    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, prices: Any, chosen: Any, worth: Any
+) -> None:
+    """Let every client choose at these prices.
+
+    Writes the choices, shape (n, m), and an upper bound on the worth of each client's best one. ``units[i, j]``
+    are sizes in whole units of which client i has ``budgets[i]``; -1 where there is no such unit.
+    """
+    n, m = gain.shape
+    widest = 0
+    for i in range(n):
+        widest = max(widest, budgets[i])
+    table, took = np.empty(widest + 1), np.empty((m if widest > 0 else 1, widest + 1), np.int8)
+    reduced, key, load = np.empty(m), np.empty(m), np.empty(m)
+    listed, state, best = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int64)
+    used = np.empty(size.shape[0])
+    for i in range(n):
+        count = 0
+        for j in range(m):
+            chosen[i, j] = 0
+            reduced[j] = gain[i, j] - prices[j]
+            if reduced[j] > (0.0 if least[i] == 0 else -np.inf):
+                listed[count] = j
+                count += 1
+        if count < least[i]:
+            worth[i] = -np.inf
+            continue
+        if most[i] < count or least[i] > 0:
+            _rank(reduced, listed, count)
+        value, fits, kept = 0.0, True, 0
+        for r in range(size.shape[0]):
+            used[r] = 0.0
+        for k in range(min(count, most[i])):
+            j = listed[k]
+            if k >= least[i] and reduced[j] <= 0.0:
+                break
+            value += reduced[j]
+            kept += 1
+            for r in range(size.shape[0]):
+                used[r] += size[r, i, j]
+        for r in range(size.shape[0]):
+            fits = fits and used[r] <= 1.0 + 1e-11
+        worth[i] = value
+        if fits:
+            for k in range(kept):
+                chosen[i, listed[k]] = 1
+        elif budgets[i] >= 0 and least[i] == 0:
+            worth[i] = min(value, _by_dynamic_program(reduced, units[i], budgets[i], listed, count, table, took))
+            w, kept = budgets[i], 0
+            for k in range(count - 1, -1, -1):
+                if took[k, w] and kept < most[i]:
+                    chosen[i, listed[k]] = 1
+                    w -= units[i, listed[k]]
+                    kept += 1
+        else:
+            record, ceiling = _by_branching(
+                reduced, size, i, listed, count, least[i], most[i], key, load, state, used, best
+            )
+            worth[i] = min(value, ceiling)
+            if record > -np.inf:
+                for k in range(count):
+                    chosen[i, listed[k]] = best[k]
+
+
+@jit
+def multipliers(gain: Any, size: Any, least: Any, most: Any, prices: Any, found: Any) -> None:
+    """Estimate what a budget of each client is worth at these prices, all its resources as one: shape (n,).
+
+    It is the efficiency of the first expert, from the most efficient one down, that no longer fits.
+    """
+    n, m = gain.shape
+    key, load, listed = np.empty(m), np.empty(m), np.empty(m, np.int64)
+    for i in range(n):
+        count = 0
+        for j in range(m):
+            reduced = gain[i, j] - prices[j]
+            if reduced > 0.0:
+                load[j] = 0.0
+                for r in range(size.shape[0]):
+                    load[j] += size[r, i, j]
+                key[j] = reduced / (load[j] + 1e-12)
+                listed[count] = j
+                count += 1
+        _rank(key, listed, count)
+        room, found[i] = float(size.shape[0]), 0.0
+        for k in range(min(count, most[i])):
+            room -= load[listed[k]]
+            if room < 0.0:
+                found[i] = key[listed[k]]
+                break

@@ -1,0 +1,77 @@
+"""Anytime schedules for problems with budgets: prices for the bound, neighbourhoods of clients for the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers.lp_scipy import SciPyLP
+
+__all__ = ["Lagrangian"]
+
+
+@dataclass(eq=False)
+class _Model:
+    problem: AssignmentProblem
+    network: Any = None  # the model of the linear program, where there are no budgets
+    start: npt.NDArray[np.float64] | None = None
+    answer: Answer | None = None
+
+
+class Lagrangian(Solver[_Model]):
+    """Anytime search for problems with budgets, exact where it ends by itself.
+
+    The bound comes from Lagrangian relaxation of the load bounds, as in the certificate: the linear relaxation
+    gives first prices, and subgradient steps whose clients solve true knapsacks improve them (Fisher, Jaikumar and
+    Van Wassenhove 1986, *Management Science* 32). The first answers come from a local search that passes through
+    exceeded budgets (Yagiura, Ibaraki and Glover 2004, *INFORMS Journal on Computing* 16), and from the integer
+    program over the most promising pairs. They are improved by solving the integer program of some clients at a
+    time (of `milp-scipy`), all others fixed. Pairs whose reduced score proves that no better answer holds them are
+    dropped. Once the neighbourhoods no longer help, what is left is solved as a whole: if that ends, the answer is
+    optimal, on the word of the engine, and else the neighbourhoods go on until the time limit.
+
+    Answers within a time limit depend on the clock, and may differ from run to run. The kernels are compiled when
+    they are first used, and kept on disk.
+
+    Without budgets the problem is a network, and handed to `lp-scipy`.
+    """
+
+    name: ClassVar[str] = "lagrangian"
+    exact: ClassVar[bool] = True
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.BUDGETS,
+        Capability.PRICES,
+        Capability.TIME_LIMIT,
+        Capability.WARM_START,
+    }
+    requires: ClassVar[tuple[str, ...]] = ("numba", "ortools", "scipy")
+    summary: ClassVar[str] = "own anytime solver for budgets: prices, local search, programs of some clients"
+
+    def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
+        """Load the compiled kernels, or compile them; there is no model apart from the problem."""
+        if not problem.budgets:
+            return _Model(problem, SciPyLP().build(problem, limits, prices))
+        from fedmoe_sched.solvers._budget_search import load_kernels
+
+        load_kernels()
+        return _Model(problem, start=prices)
+
+    def run(self, model: _Model, limits: Limits) -> None:
+        """Search until the answer is proved or the time is over."""
+        from fedmoe_sched.solvers._budget_search import Search
+
+        if model.problem.budgets:
+            model.answer = Search(model.problem, limits).run(model.start)
+        else:
+            SciPyLP().run(model.network, limits)
+
+    def read(self, model: _Model) -> Answer:
+        """Hand over the best answer, the prices and the bound."""
+        if model.answer is not None:
+            return model.answer
+        return SciPyLP().read(model.network)
