@@ -204,11 +204,21 @@ class Search:
         answer = self.solve(self._kept(), seconds)
         if answer.stop_reason is StopReason.PROVED_INFEASIBLE and self.held is None:
             return False
-        if answer.stop_reason in {StopReason.COMPLETED, StopReason.PROVED_INFEASIBLE}:
+        if self._settled(answer):
             self.claim = self.worth
         elif answer.bound is not None:
             self.claim = min(self.claim, max(answer.bound, self.worth))
         return True
+
+    def _settled(self, answer: Answer) -> bool:
+        """Whether an engine that searched all pairs which matter has left nothing better than the best answer.
+
+        Not where it gave up, nor where its answer breaks a budget by more than rounding: nobody has that one.
+        """
+        if answer.stop_reason is StopReason.COMPLETED:
+            assert answer.assignment is not None
+            return not violations(self.problem, answer.assignment)
+        return answer.stop_reason is StopReason.PROVED_INFEASIBLE
 
     def solve(self, pairs: Mask, seconds: float | None) -> Answer:
         """Solve the integer program of some of the pairs, and adopt its answer."""
@@ -228,15 +238,16 @@ class Search:
         clients = np.sort(self.random.choice(n, number, replace=False))
         patience = min(self.left(), max(0.2, _PATIENCE * (self.limits.time or _UNLIMITED)))
         began = time.perf_counter()
+        if number == n:
+            self.try_all(patience)
+            return min(n, max(2, 3 * number // 4))
         answer, experts = self._solve_some(clients, patience)
         if answer.assignment is not None:
             changed = self.held.copy()
             changed[np.ix_(clients, experts)] = answer.assignment.mask()
             self.adopt(Assignment.from_mask(changed))
         if answer.stop_reason is StopReason.TIME_LIMIT:
-            return max(2, 3 * number // 4)
-        if number == n:
-            self.claim = self.worth
+            return min(n, max(2, 3 * number // 4))
         quick = time.perf_counter() - began < patience / 4
         return min(n, number + 1) if quick else number
 
