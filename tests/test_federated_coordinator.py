@@ -65,6 +65,26 @@ def run_rounds(coordinator, count):
     return coordinator
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"policy": "fedmix"},
+            "policy = 'fedmix': needs the signal 'expert_loss', which only training on one machine",
+        ),
+        (
+            {"policy": "fedmoe-da"},
+            "policy = 'fedmoe-da': needs the method 'fedmoe-da', which only training on one",
+        ),
+        ({"policy_options.selection": {"clients": 2}}, "policy = 'balanced': needs the signal 'oort_utility'"),
+    ],
+)
+def test_policies_that_need_more_than_the_assignment_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        Coordinator(small(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def records(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not is_timing(k)} for line in lines]

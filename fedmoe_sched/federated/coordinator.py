@@ -9,19 +9,27 @@ bit for bit, and either goes on with a run that the other one began.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedmoe_sched._files import write_archive
-from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.aggregate import Aggregation, Rejection, aggregate, expert_of
+from fedmoe_sched.federated.bookkeeping import (
+    Laps,
+    Stream,
+    client_arrays,
+    client_names,
+    learning_record,
+    restored_state,
+    round_arrays,
+    round_random,
+)
 from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.cost import model_cost
@@ -35,22 +43,9 @@ from fedmoe_sched.policies import load_policy, make_policy
 from fedmoe_sched.scheduler import Scheduler
 from fedmoe_sched.scores import CapacityProfile
 
-__all__ = ["ClientOffer", "Coordinator", "client_names"]
+__all__ = ["ClientOffer", "Coordinator"]
 
 Record = dict[str, Any]
-
-# The streams of random numbers of the loop on one machine; a test compares both.
-_DRAWN, _LOCAL = 1, 3
-
-
-def client_names(count: int) -> list[str]:
-    """Return the names of the clients, which sort like their numbers.
-
-    >>> client_names(11)[::10]
-    ['client-00', 'client-10']
-    """
-    width = len(str(count - 1))
-    return [f"client-{i:0{width}d}" for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -71,12 +66,11 @@ class ClientOffer:
 
 @dataclass
 class _OpenRound:
-    """A round between plan and close; `laps` are the wall times of its phases so far."""
+    """A round between plan and close."""
 
     number: int
     assigned: dict[str, list[int]]
-    laps: dict[str, float]
-    planned_at: float = field(default_factory=time.perf_counter)
+    clock: Laps
 
 
 class Coordinator:
@@ -155,12 +149,7 @@ class Coordinator:
             self.folder.write_config(self.config.to_toml())
         else:
             self.folder.begin(self.config.to_toml())
-        partition = self._prepared.partition
-        arrays = {
-            "counts": partition.counts,
-            "groups": partition.groups,
-            "capacity": np.array(self._capacity, dtype=np.int64),
-        }
+        arrays = client_arrays(self._prepared.partition, self._capacity)
         write_archive(self.folder.clients_file, arrays, {"names": self.names})
 
     # One round -----------------------------------------------------------------------------------------------
@@ -185,7 +174,7 @@ class Coordinator:
         InfeasibleError, NoAssignmentError
             The round cannot be scheduled; nothing has changed.
         """
-        number, started = self.round + 1, time.perf_counter()
+        number, clock = self.round + 1, Laps()
         unknown = [name for name in available if name not in self._numbers]
         if unknown:
             msg = f"available[{unknown[0]!r}]: the run has clients {self.names[0]} to {self.names[-1]}"
@@ -202,13 +191,14 @@ class Coordinator:
             str(name): [int(j) for j in experts]  # type: ignore[call-overload]
             for name, experts in schedule.experts_by_client().items()
         }
-        self._open = _OpenRound(number, assigned, {"schedule_seconds": time.perf_counter() - started})
+        clock.lap("schedule_seconds")
+        self._open = _OpenRound(number, assigned, clock)
         return [self._job(number, name, experts) for name, experts in assigned.items() if experts]
 
     def _drawn(self, number: int, available: Mapping[str, ClientOffer]) -> list[str]:
         """Draw who takes part; the first so many of a random order that are there."""
         n = len(self.names)
-        order = np.random.default_rng([self.config.seed, _DRAWN, number]).permutation(n).tolist()
+        order = round_random(self.config.seed, Stream.DRAWN, number).permutation(n).tolist()
         count = max(1, round(self.config.clients.participation * n))
         there = [i for i in order if self.names[i] in available][:count]
         return [self.names[i] for i in sorted(there)]
@@ -218,7 +208,8 @@ class Coordinator:
 
     def _job(self, number: int, name: str, experts: Sequence[int]) -> ClientJob:
         client = self._numbers[name]
-        return ClientJob(name, client, Brief.plain(experts), (self.config.seed, _LOCAL, number, client))
+        seed = (self.config.seed, int(Stream.LOCAL), number, client)
+        return ClientJob(name, client, Brief.plain(experts), seed)
 
     def parts(self, experts: Sequence[int]) -> list[str]:
         """Name the parameters that a client with these experts needs: theirs, and the shared ones."""
@@ -251,7 +242,7 @@ class Coordinator:
         if opened is None:
             msg = "close: no round is open; plan() comes first"
             raise InputError(msg)
-        clock = _Clock(opened)
+        clock = opened.clock
         clock.lap("train_seconds")
         good, faulty = self._sorted_out(opened, results)
         enough, combined = self._combined(opened, good)
@@ -268,12 +259,12 @@ class Coordinator:
         clock.lap("evaluate_seconds")
         record = {
             **closed,
-            **_learning(used, evaluation),
+            **learning_record(used, evaluation),
             "rejected": [str(fault) for fault in (*faulty, *combined.rejected)],
             "unanswered": _reasons(opened, results, unanswered or {}),
             "enough": enough,
             **self._traffic(opened, results),
-            **opened.laps,
+            **clock.laps,
         }
         self._write(opened, record, used, evaluation)
         return record
@@ -329,41 +320,18 @@ class Coordinator:
     def _write(
         self, opened: _OpenRound, record: Record, used: Sequence[LocalResult], evaluation: Evaluation
     ) -> None:
-        self.folder.write_schedule(opened.number, self._arrays(opened, used, evaluation))
+        m = self.config.model.experts
+        arrays = round_arrays(self._numbers, m, opened.assigned, used, evaluation, self._policy)
+        self.folder.write_schedule(opened.number, arrays)
         metadata = {
             "metrics_bytes": self.folder.append(record),
             "held": self._held,
             "simulated_time": 0.0,
             "devices": None,
         }
-        arrays = {name: value.cpu().numpy() for name, value in self.state.items()}
-        self.folder.save_checkpoint(opened.number, arrays, metadata, self._policy)
+        state = {name: value.cpu().numpy() for name, value in self.state.items()}
+        self.folder.save_checkpoint(opened.number, state, metadata, self._policy)
         self.round, self._open = opened.number, None
-
-    def _arrays(
-        self, opened: _OpenRound, used: Sequence[LocalResult], evaluation: Evaluation
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Client x expert tables of the round, clients in the order of their numbers."""
-        shape = (len(self.names), self.config.model.experts)
-        assignment, samples = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.float32)
-        fitness = np.full(shape, np.nan, dtype=np.float32)
-        for name, experts in opened.assigned.items():
-            assignment[self._numbers[name], experts] = True
-        for result in used:
-            for expert, count in result.update.expert_samples.items():
-                samples[self._numbers[str(result.update.client)], expert] = count
-        fitness_of = getattr(self._policy, "fitness_of", None)
-        for name, row in self._numbers.items():
-            try:
-                fitness[row] = np.nan if fitness_of is None else fitness_of(name)
-            except InputError:  # not known to the policy yet
-                continue
-        return {
-            "assignment": assignment,
-            "samples": samples,
-            "fitness": fitness,
-            "client_accuracy": evaluation.client_accuracy.astype(np.float32),
-        }
 
     def _restore(self) -> None:
         """Go back to the latest checkpoint; to the start if there is none."""
@@ -372,35 +340,18 @@ class Coordinator:
             self.folder.rewind(0, 0)
             return
         arrays, metadata, policy_file = found
-        for name, value in self.state.items():
-            if name not in arrays or arrays[name].shape != tuple(value.shape):
-                msg = f"{policy_file.with_name('model.npz')}: its parameter {name!r} does not fit the settings"
-                raise StateFileError(msg)
-        self.state = {name: torch.from_numpy(arrays[name]).to(self._device) for name in self.state}
+        self.state = restored_state(self.state, arrays, policy_file.with_name("model.npz"))
         self._policy = load_policy(policy_file)
         self._held, self.round = metadata["held"], metadata["round"]
         self.folder.rewind(self.round, metadata["metrics_bytes"])
-
-
-class _Clock:
-    """Wall time of the phases of a round after its plan."""
-
-    def __init__(self, opened: _OpenRound) -> None:
-        self._laps, self._last = opened.laps, opened.planned_at
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[name], self._last = now - self._last, now
 
 
 def _refuse_more_than_assignment(policy: Scheduler) -> None:
     """Refuse policies that change more than the assignment: no message carries what they need yet."""
     asked = [name for when in ("once", "before", "after") for name in policy.signals(when)]
     if policy.method != "shared" or asked:
-        what = f"asks clients for {asked[0]!r}" if asked else f"has the method {policy.method!r}"
-        msg = (
-            f"policy = {policy.name!r}: {what}, which clients elsewhere cannot be told yet; use it on one machine"
-        )
+        what = f"signal {asked[0]!r}" if asked else f"method {policy.method!r}"
+        msg = f"policy = {policy.name!r}: needs the {what}, which only training on one machine has"
         raise InputError(msg)
 
 
@@ -438,17 +389,3 @@ def _reasons(opened: _OpenRound, results: Sequence[LocalResult], unanswered: Map
     answered = {str(result.update.client) for result in results}
     missing = (name for name, experts in opened.assigned.items() if experts and name not in answered)
     return {name: unanswered.get(name, "no answer") for name in missing}
-
-
-def _learning(used: Sequence[LocalResult], evaluation: Evaluation) -> Record:
-    """Say what the clients and the test set say of a round."""
-    rewards = [reward for result in used for reward in result.rewards.values()]
-    return {
-        "accuracy": evaluation.accuracy,
-        "loss": evaluation.loss,
-        "client_accuracy_mean": evaluation.client_mean,
-        "client_accuracy_worst_decile": evaluation.client_worst_decile,
-        "train_loss": float(np.mean([result.loss for result in used])) if used else None,
-        "reward_mean": float(np.mean(rewards)) if rewards else None,
-        "slowest_client_seconds": max((result.seconds for result in used), default=None),
-    }

@@ -13,8 +13,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.federated.bookkeeping import client_names
 from fedmoe_sched.federated.config import TrainConfig
-from fedmoe_sched.federated.coordinator import ClientOffer, client_names
+from fedmoe_sched.federated.coordinator import ClientOffer
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.workers import LocalTrainer
 from fedmoe_sched.flower.messages import offer_content, read_arrays, read_task, result_content

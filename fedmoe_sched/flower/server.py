@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.coordinator import Coordinator
+from fedmoe_sched.federated.runs import RunFolder
 from fedmoe_sched.flower.settings import FlowerConfig, read_run_config
 from fedmoe_sched.flower.strategy import ExpertStrategy
 
@@ -41,7 +42,8 @@ def server_app(
         threads = torch.get_num_threads()
         torch.set_num_threads(given[0].threads)
         try:
-            make_strategy(*given, callbacks=callbacks).run(grid)
+            with RunFolder(given[1].run_dir).locked():
+                make_strategy(*given, callbacks=callbacks).run(grid)
         finally:
             torch.set_num_threads(threads)
 
