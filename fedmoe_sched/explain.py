@@ -109,6 +109,8 @@ class Sensitivity:
 class Explainer:
     """Answers questions about one optimal assignment; the exchange graph is made once.
 
+    Making it takes a boolean matrix of shape (n, m) and a pass over all clients for each expert.
+
     Parameters
     ----------
     problem : AssignmentProblem

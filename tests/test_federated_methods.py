@@ -19,7 +19,7 @@ from fedmoe_sched.federated.config import LocalConfig, ModelConfig
 from fedmoe_sched.federated.methods import METHODS, Brief, Method, Setting, View, make_method, register_method
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.runs import RunFolder, is_timing
-from fedmoe_sched.federated.signals import SIGNALS, observe, tell_signals
+from fedmoe_sched.federated.signals import SIGNALS, experts_needed, observe, tell_signals
 from fedmoe_sched.policies import POLICIES, StateVariable, register_policy
 from fedmoe_sched.scheduler import Scheduler
 
@@ -206,6 +206,17 @@ def test_signals_by_hand(model):
     assert told["loss"] == pytest.approx(mixed.mean())
     assert told["accuracy"] == pytest.approx(2 / 3)
     assert told["oort_utility"] == pytest.approx(3 * np.sqrt((mixed**2).mean()))
+
+
+@pytest.mark.parametrize("names", [["gate_mean", "labels"], ["loss", "gate_max"], ["expert_loss"]])
+def test_only_the_experts_that_a_signal_needs_are_asked_and_it_is_the_same(model, names):
+    every = [0, 1, 2]
+    held, judged = experts_needed(names, every, every)
+    few = tell_signals(names, observe(model, IMAGES, LABELS, held, judged, n_classes=4))
+    all_ = tell_signals(names, observe(model, IMAGES, LABELS, every, every, n_classes=4))
+    assert few.keys() == all_.keys() == set(names)
+    assert all(np.array_equal(few[name], all_[name]) for name in names)
+    assert (held, judged) == {"g": ([], []), "l": (every, []), "e": ([], every)}[names[0][0]]
 
 
 def test_frozen_experts_stay_and_gradients_are_those_of_the_trained(model):

@@ -17,7 +17,7 @@ from fedmoe_sched.federated.aggregate import Update
 from fedmoe_sched.federated.config import LocalConfig
 from fedmoe_sched.federated.cost import is_trained
 from fedmoe_sched.federated.model import MixtureOfExperts
-from fedmoe_sched.federated.signals import observe, tell_signals
+from fedmoe_sched.federated.signals import experts_needed, observe, tell_signals
 from fedmoe_sched.scores import accuracy_reward, loss_reward
 
 __all__ = ["ExpertFeedback", "LocalResult", "expert_feedback", "train_client"]
@@ -117,7 +117,10 @@ def train_client(
     held = sorted(int(j) for j in held)
     own = held if trained is None else sorted(int(j) for j in trained)
     model.load_parts(state, {*held, *judged})
-    seen = observe(model, images, labels, held, judged, n_classes=model.n_classes) if signals else None
+    seen = None
+    if signals:
+        mixed, asked = experts_needed(signals, held, judged)
+        seen = observe(model, images, labels, mixed, asked, n_classes=model.n_classes)
     before = expert_feedback(model, images, labels, held)
     norms: dict[int, list[Tensor]] | None = {j: [] for j in own} if "gradient" in signals else None
     rng = np.random.default_rng(list(seed))

@@ -159,7 +159,7 @@ class MixtureOfExperts(nn.Module):
         numbers = [int(j) for j in self.experts] if held is None else list(held)
         features = self.extractor(images.contiguous(memory_format=torch.channels_last))
         pooled = self.pooled(features)
-        full_gate_log = functional.log_softmax(self.gate(pooled), dim=1)
+        full_gate_log = self._gate_log(pooled)
         gate_log = full_gate_log[:, numbers]
         answers = torch.stack([self._answer(j, features, pooled) for j in numbers], dim=1)
         log_experts = functional.log_softmax(answers, dim=2)
@@ -167,6 +167,14 @@ class MixtureOfExperts(nn.Module):
         whole = len(numbers) == self.config.experts
         mass = gate_log.new_zeros(len(images)) if whole else torch.logsumexp(gate_log, dim=1)
         return Prediction(mixture, log_experts, routing, gate_log, mass, full_gate_log)
+
+    def gate_log(self, images: Tensor) -> Tensor:
+        """Return the log of the gate's probability of every expert, shape (B, m), without asking any expert."""
+        features = self.extractor(images.contiguous(memory_format=torch.channels_last))
+        return self._gate_log(self.pooled(features))
+
+    def _gate_log(self, pooled: Tensor) -> Tensor:
+        return functional.log_softmax(self.gate(pooled), dim=1)
 
     def mixture(self, seen: Prediction, columns: Sequence[int]) -> Tensor:
         """Return the log mixture of some of the experts of a prediction, by their columns in it."""

@@ -17,7 +17,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.model import MixtureOfExperts
 from fedmoe_sched.scores import oort_reward
 
-__all__ = ["SIGNALS", "Observation", "observe", "refuse_unknown_signals", "tell_signals"]
+__all__ = ["SIGNALS", "Observation", "experts_needed", "observe", "refuse_unknown_signals", "tell_signals"]
 
 _BATCH = 500
 
@@ -40,9 +40,9 @@ class Observation:
     expert_losses : ndarray, shape (samples, k)
         Cross-entropy of each judged expert alone, in nats.
     losses : ndarray, shape (samples,)
-        Cross-entropy of the mixture of the client's experts.
+        Cross-entropy of the mixture of the client's experts; empty where nobody asked for it.
     hits : ndarray, shape (samples,), bool
-        Whether that mixture is right.
+        Whether that mixture is right; empty likewise.
     gradients : mapping of int to float
         Of each trained expert, the mean Euclidean norm of its gradient over the steps of the local training;
         empty where nothing was trained.
@@ -95,6 +95,23 @@ SIGNALS: dict[str, Callable[[Observation], npt.ArrayLike]] = {
 }
 
 
+#: Those that need the answers of experts; the others are told by the gate and the labels alone.
+_OF_MIXTURE = frozenset({"loss", "accuracy", "oort_utility"})
+_OF_EXPERTS = frozenset({"expert_loss"})
+
+
+def experts_needed(
+    names: Iterable[str], held: Sequence[int], judged: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return which of the held and the judged experts have to be asked for some signals.
+
+    >>> experts_needed(["gate_mean"], [0, 1], [0, 1, 2]), experts_needed(["loss"], [0, 1], [0, 1, 2])
+    (([], []), ([0, 1], []))
+    """
+    asked = set(names)
+    return list(held) if asked & _OF_MIXTURE else [], list(judged) if asked & _OF_EXPERTS else []
+
+
 def refuse_unknown_signals(names: Iterable[str], who: str) -> None:
     """Refuse signals that this training loop does not know.
 
@@ -133,7 +150,7 @@ def observe(
     images : Tensor, shape (samples, channels, height, width)
     labels : Tensor, shape (samples,)
     held : sequence of int
-        Experts of the client's mixture.
+        Experts of the client's mixture; with none `Observation.losses` and ``hits`` are empty.
     judged : sequence of int
         Experts to judge on their own.
     n_classes : int
@@ -144,25 +161,29 @@ def observe(
     gates, experts, losses, hits = [], [], [], []
     for start in range(0, len(labels), _BATCH):
         y = labels[start : start + _BATCH]
-        seen = model(images[start : start + _BATCH], known)
-        rows = torch.arange(len(y))
-        mixture = seen.log_probabilities if len(own) == len(known) else model.mixture(seen, own)
+        part, rows = images[start : start + _BATCH], torch.arange(len(y))
+        if not known:
+            gates.append(model.gate_log(part).exp())
+            continue
+        seen = model(part, known)
         gates.append(seen.full_gate_log.exp())
         experts.append(-seen.expert_log_probabilities[rows, :, y][:, asked])
-        losses.append(-mixture[rows, y])
-        hits.append(mixture.argmax(dim=1) == y)
+        if own:
+            mixture = seen.log_probabilities if len(own) == len(known) else model.mixture(seen, own)
+            losses.append(-mixture[rows, y])
+            hits.append(mixture.argmax(dim=1) == y)
     return Observation(
         model.config.experts,
         n_classes,
         labels.cpu().numpy(),
         _joined(gates),
         tuple(judged),
-        _joined(experts),
+        _joined(experts) if known else np.zeros((len(labels), 0)),
         _joined(losses),
-        torch.cat(hits).cpu().numpy(),
+        torch.cat(hits).cpu().numpy() if hits else np.zeros(0, dtype=np.bool_),
     )
 
 
 def _joined(parts: Sequence[Tensor]) -> Floats:
-    joined: Floats = torch.cat(list(parts)).double().cpu().numpy()
+    joined: Floats = torch.cat(list(parts)).double().cpu().numpy() if parts else np.zeros(0)
     return joined

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.aggregate import Aggregation
+from fedmoe_sched.federated.bookkeeping import (
+    Laps,
+    Stream,
+    client_arrays,
+    client_names,
+    learning_record,
+    restored_state,
+    round_arrays,
+    round_random,
+)
 from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.clock import Gathering, Outcome, SimulatedClock
 from fedmoe_sched.federated.config import TrainConfig
@@ -31,7 +40,7 @@ from fedmoe_sched.federated.methods import Brief, Method, Setting, make_method, 
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
-from fedmoe_sched.federated.signals import observe, refuse_unknown_signals, tell_signals
+from fedmoe_sched.federated.signals import experts_needed, observe, refuse_unknown_signals, tell_signals
 from fedmoe_sched.federated.workers import ClientJob, client_pool
 from fedmoe_sched.policies import Policy, load_policy, make_policy, policy_class
 from fedmoe_sched.scores import profile_table
@@ -40,9 +49,6 @@ __all__ = ["Callback", "RunResult", "run_training"]
 
 Record = dict[str, Any]
 Callback = Callable[[Record], None]
-
-# Streams of random numbers, by purpose.
-_DRAWN, _FAILED, _LOCAL, _JITTER = 1, 2, 3, 4
 
 # What belongs to the method, among the arrays of a checkpoint.
 _OF_METHOD = "method:"
@@ -142,8 +148,7 @@ class _Loop:
         self.prepared = prepare(config)
         self.data, self.partition = self.prepared.data, self.prepared.partition
         self.capacity = config.clients.capacities()
-        width = len(str(config.clients.count - 1))
-        self.names = [f"client-{i:0{width}d}" for i in range(config.clients.count)]
+        self.names = client_names(config.clients.count)
         self.numbers = {name: i for i, name in enumerate(self.names)}
         channels = self.data.train_images.shape[1]
         self.model = build_model(config.model, channels, self.data.n_classes, seed=config.seed).to(self.device)
@@ -194,11 +199,7 @@ class _Loop:
         """Write what figures need to know of the clients."""
         from fedmoe_sched._files import write_archive
 
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "counts": self.partition.counts,
-            "groups": self.partition.groups,
-            "capacity": np.array(self.capacity, dtype=np.int64),
-        }
+        arrays = client_arrays(self.partition, self.capacity)
         if self.devices is not None:
             arrays["profiles"] = profile_table(self.devices.profiles)
         write_archive(self.folder.clients_file, arrays, {"names": self.names})
@@ -208,7 +209,7 @@ class _Loop:
     def next_round(self) -> Record:
         """Run a round and put its record, its arrays and a checkpoint on disk."""
         number = self.round + 1
-        clock = _Clock()
+        clock = Laps()
         gathering = self.clock.gather(self._drawn(number))
         self._ask(gathering.clients)
         self.method.before_plan(self.policy, self.state, gathering.clients)
@@ -235,8 +236,12 @@ class _Loop:
             self.held[self.numbers[name]] = experts
         evaluation = self._evaluate()
         clock.lap("evaluate_seconds")
-        record = _record(closed, results, combined, evaluation) | outcome.record | clock.laps
-        self.folder.write_schedule(number, self._arrays(assigned, results, evaluation))
+        rejected = [str(rejection) for rejection in combined.rejected]
+        learnt = learning_record(results, evaluation)
+        record = {**closed, **learnt, "rejected": rejected, **outcome.record, **clock.laps}
+        m = self.config.model.experts
+        arrays = round_arrays(self.numbers, m, assigned, results, evaluation, self.policy)
+        self.folder.write_schedule(number, arrays)
         self._checkpoint(number, self.folder.append(record))
         return record
 
@@ -249,14 +254,15 @@ class _Loop:
                 continue
             images, labels = self.prepared.samples_of(client)
             parts = {k: torch.as_tensor(v) for k, v in self.method.personal_parts(client).items()}
-            self.model.load_parts({**self.state, **parts})
             every = range(self.config.model.experts)
+            held, judged = experts_needed(names, every, every)
+            self.model.load_parts({**self.state, **parts}, {*held, *judged})
             seen = observe(
                 self.model,
                 torch.from_numpy(images).to(self.device),
                 torch.from_numpy(labels).to(self.device),
-                every,
-                every,
+                held,
+                judged,
                 n_classes=self.data.n_classes,
             )
             self.policy.tell(self.names[client], tell_signals(names, seen))
@@ -273,14 +279,14 @@ class _Loop:
         count = max(1, round(self.config.clients.participation * n))
         if count == n:
             return list(range(n))
-        return sorted(self._random(_DRAWN, number).permutation(n)[:count].tolist())
+        return sorted(self._random(Stream.DRAWN, number).permutation(n)[:count].tolist())
 
     def _simulate(self, number: int, gathering: Gathering, briefs: Mapping[str, Brief]) -> Outcome:
         """Find out who answers, before anybody trains."""
         n, clients = len(self.names), [self.numbers[name] for name in briefs]
         work = work_of(list(briefs.values()), self.config.model.experts)
-        failed = self._random(_FAILED, number).random(n) < self.config.clients.failure_rate
-        factor = np.exp(self.config.devices.jitter * self._random(_JITTER, number).standard_normal(n))
+        failed = self._random(Stream.FAILED, number).random(n) < self.config.clients.failure_rate
+        factor = np.exp(self.config.devices.jitter * self._random(Stream.JITTER, number).standard_normal(n))
         return self.clock.run(gathering, clients, work, failed[clients], factor[clients])
 
     def _seconds(
@@ -293,12 +299,13 @@ class _Loop:
             return {str(result.update.client): result.seconds for result in results}
         return {}
 
-    def _random(self, purpose: int, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, purpose, number])
+    def _random(self, purpose: Stream, number: int) -> np.random.Generator:
+        return round_random(self.config.seed, purpose, number)
 
     def _job(self, number: int, name: str, brief: Brief) -> ClientJob:
         client = self.numbers[name]
-        return ClientJob(name, client, brief, (self.config.seed, _LOCAL, number, client), self._signals("after"))
+        seed = (self.config.seed, int(Stream.LOCAL), number, client)
+        return ClientJob(name, client, brief, seed, self._signals("after"))
 
     def _report(
         self,
@@ -325,34 +332,6 @@ class _Loop:
                 self.policy.tell(name, {signal: result.update.signals[signal] for signal in asked})
         return record
 
-    def _arrays(
-        self, assigned: Mapping[str, list[int]], results: Sequence[LocalResult], evaluation: Evaluation
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Client x expert tables of the round, clients in the order of their numbers."""
-        shape = (len(self.names), self.config.model.experts)
-        assignment, samples = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.float32)
-        for name, experts in assigned.items():
-            assignment[self.numbers[name], experts] = True
-        for result in results:
-            for expert, count in result.update.expert_samples.items():
-                samples[self.numbers[str(result.update.client)], expert] = count
-        return {
-            "assignment": assignment,
-            "samples": samples,
-            "fitness": self._fitness(shape),
-            "client_accuracy": evaluation.client_accuracy.astype(np.float32),
-        }
-
-    def _fitness(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Fitness as the policy has learnt it; NaN for clients and policies that have none."""
-        table = np.full(shape, np.nan, dtype=np.float32)
-        fitness_of = getattr(self.policy, "fitness_of", None)
-        if fitness_of is not None:
-            for name, row in self.numbers.items():
-                with contextlib.suppress(InputError):  # not known to the policy yet
-                    table[row] = fitness_of(name)
-        return table
-
     # Checkpoints ---------------------------------------------------------------------------------------------
 
     def _checkpoint(self, number: int, metrics_bytes: int) -> None:
@@ -375,15 +354,12 @@ class _Loop:
             self.folder.rewind(0, 0)
             return
         arrays, metadata, policy_file = found
-        for name, value in self.state.items():
-            if name not in arrays or arrays[name].shape != tuple(value.shape):
-                msg = f"{policy_file.with_name('model.npz')}: its parameter {name!r} does not fit the settings"
-                raise StateFileError(msg)
+        state = restored_state(self.state, arrays, policy_file.with_name("model.npz"))
         if self.devices is not None and metadata["devices"] != self.devices.fingerprint():
             msg = f"run folder {self.folder.path}: was started with other devices (other files of measurements?)"
             raise InputError(msg)
         self.clock.time = metadata.get("simulated_time", 0.0)  # not in runs from before there was a clock
-        self.state = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.state}
+        self.state = state
         self.method.restore(
             {name.removeprefix(_OF_METHOD): v for name, v in arrays.items() if name.startswith(_OF_METHOD)}
         )
@@ -391,37 +367,6 @@ class _Loop:
         self.policy = load_policy(policy_file)
         self.held, self.round = metadata["held"], metadata["round"]
         self.folder.rewind(self.round, metadata["metrics_bytes"])
-
-
-class _Clock:
-    """Wall time of consecutive phases."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
-
-
-def _record(
-    closed: Mapping[str, Any], results: Sequence[LocalResult], combined: Aggregation, evaluation: Evaluation
-) -> Record:
-    """Join what the policy, the clients and the test set say of a round."""
-    rewards = [reward for result in results for reward in result.rewards.values()]
-    return {
-        **closed,
-        "accuracy": evaluation.accuracy,
-        "loss": evaluation.loss,
-        "client_accuracy_mean": evaluation.client_mean,
-        "client_accuracy_worst_decile": evaluation.client_worst_decile,
-        "train_loss": float(np.mean([result.loss for result in results])) if results else None,
-        "reward_mean": float(np.mean(rewards)) if rewards else None,
-        "rejected": [str(rejection) for rejection in combined.rejected],
-        "slowest_client_seconds": max((result.seconds for result in results), default=None),
-    }
 
 
 def _device(name: str) -> torch.device:
