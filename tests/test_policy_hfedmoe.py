@@ -117,3 +117,16 @@ def test_it_trains(tmp_path):
     told = told[told.any(axis=1)]
     assert len(told) > 3
     assert told.sum(axis=1) == pytest.approx(np.ones(len(told)))
+
+
+@pytest.mark.parametrize("name", ["hfedmoe", "fedmoe"])
+def test_an_even_gate_sends_clients_everywhere(name):
+    policy = make_policy(name, 4)
+    clients = {f"c{i}": 2 for i in range(40)}
+    for client in clients:
+        policy.tell(client, {signal: [0.25] * 4 for signal in policy.signals("before")})
+    answer = policy.plan(clients)
+    assert answer.loads.min() >= 4
+    first = answer.experts_by_client()
+    policy.cancel_round()
+    assert policy.plan(clients).experts_by_client() == first

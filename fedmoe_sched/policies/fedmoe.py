@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._scheduler_options import count_option, ranged_option
 from fedmoe_sched._variables import StateVariable
-from fedmoe_sched.policies.client_rule import ClientRule, top_ranked
+from fedmoe_sched.policies.client_rule import ClientRule, best_pairs, top_ranked
 from fedmoe_sched.rounds import OpenRound, RoundReports
 
 __all__ = ["FedMoePolicy", "covering"]
@@ -55,8 +55,8 @@ class FedMoePolicy(ClientRule):
       nothing that could be changed, starts the count anew.
     - A kept set shrinks for rounds in which capacity or eligibility do not allow all of it, to the experts of
       highest activation; if none is allowed, coverage chooses for that round.
-    - A client that has told no activation, or none for an expert that it may have, trains random ones, by the
-      round's seed.
+    - Ties are broken by lot, anew for each client and round: a client that has told no activation trains random
+      experts, and so do all while the gate is even, as it is before it has learnt anything.
     - `alpha`, `patience`, `tolerance`, `peers` and `coverage_rounds` have defaults of ours.
 
     The schedule's objective is the activation that is covered, summed over clients. Fitness is learned, and what
@@ -141,10 +141,10 @@ class FedMoePolicy(ClientRule):
         activation = self.variable("gate_mean", clients)
         mass = np.where(eligible, activation, 0.0)
         blank = ~mass.any(axis=1)
-        mass[blank] = np.where(eligible, 1.0 - np.random.default_rng(seed).random(mass.shape), 0.0)[blank]
+        mass[blank] = eligible[blank]
         kept = eligible & (self.variable("chosen", clients) > 0)
         kept &= self.variable("phase", clients)[:, None] > _FOLLOWS
-        wanted = np.where(kept.any(axis=1, keepdims=True), kept, covering(mass, self._budget(slots)))
+        wanted = np.where(kept.any(axis=1, keepdims=True), kept, covering(mass, self._budget(slots), seed=seed))
         chosen = top_ranked(np.where(wanted, mass, -np.inf), np.minimum(slots, wanted.sum(axis=1)))
         return activation, chosen
 
@@ -233,7 +233,7 @@ class FedMoePolicy(ClientRule):
         return possible, int(min(capacity[0], possible.sum()))
 
 
-def covering(mass: FloatArray, budget: IntArray) -> BoolArray:
+def covering(mass: FloatArray, budget: IntArray, *, seed: int = 0) -> BoolArray:
     """Choose the fewest experts that cover the largest share of a client's activation that its budget allows.
 
     By bisection of the share theta, as in FedMoE: for a given theta the fewest experts are those of most
@@ -247,11 +247,13 @@ def covering(mass: FloatArray, budget: IntArray) -> BoolArray:
         Activation, >= 0.
     budget : ndarray, shape (k,), int64
         Experts that each client may have.
+    seed : int
+        Of the lots.
 
     Returns
     -------
     ndarray, shape (k, m), bool
-        Ties go to the lower expert number.
+        Ties are broken by lot.
 
     Examples
     --------
@@ -274,7 +276,7 @@ def covering(mass: FloatArray, budget: IntArray) -> BoolArray:
         holds = needed(middle) <= budget
         feasible, infeasible = np.where(holds, middle, feasible), np.where(holds, infeasible, middle)
     counts = np.where(total[:, 0] > 0, np.minimum(needed(feasible), budget), 0)
-    return top_ranked(mass, counts)
+    return best_pairs(mass, counts, mass > 0, seed=seed)
 
 
 def _cosines(rows: FloatArray, one: int) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._scheduler_options import ranged_option
 from fedmoe_sched._variables import StateVariable
-from fedmoe_sched.policies.client_rule import ClientRule, top_ranked
+from fedmoe_sched.policies.client_rule import ClientRule, best_pairs
 
 __all__ = ["HFedMoePolicy", "divergence"]
 
@@ -35,7 +35,9 @@ class HFedMoePolicy(ClientRule):
     - Experts that the client alone uses thus lose, by at most ``beta * log(n)``, and those that many share win.
       ``beta=0`` switches the penalty off.
     - ``mix=0.5`` and ``beta=0.1`` are ours.
-    - A client that has told no gate trains random experts, by the round's seed.
+    - Ties are broken by lot, anew for each client and round: a client that has told no gate trains random experts,
+      and so do all while the gate is even, as it is before it has learnt anything. Ties to the lower number would
+      send everybody to the same experts, and the gate would learn just that.
 
     The schedule's objective is the total score. Fitness is learned, and what the rule gives up of it is reported,
     but it does not count. The paper's aggregation, weighted by importance and aware of sparsity [A], is not part
@@ -105,12 +107,7 @@ class HFedMoePolicy(ClientRule):
     ) -> tuple[FloatArray, BoolArray]:
         """Take each client's experts of highest score."""
         scores = self.scores(clients)
-        silent = ~scores.any(axis=1)
-        ranks = scores.copy()
-        ranks[silent] = np.random.default_rng(seed).random(scores.shape)[silent]
-        slots = np.minimum(capacity, eligible.sum(axis=1))
-        chosen = top_ranked(np.where(eligible, ranks, -np.inf), slots)
-        return scores, chosen
+        return scores, best_pairs(scores, capacity, eligible, seed=seed)
 
 
 def divergence(shares: FloatArray, average: FloatArray) -> FloatArray:
