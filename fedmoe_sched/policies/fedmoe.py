@@ -45,10 +45,8 @@ class FedMoePolicy(ClientRule):
     - Memory is counted in experts: capacities already follow from memory where clients have profiles. `alpha`
       bounds what coverage takes, capacity what peers add.
     - Activation is the client's mean gate probability: every expert of a mixture here works on every sample, as
-      much as the gate says. (The share of samples that the gate ranks an expert first for gathers on one expert
-      in training, all clients then hold that one, and none has more than its peers.) Clients tell it before every
-      round; the paper's gates come from pre-trained models, those of our loop start untrained, so that the set
-      follows activation for the client's first `coverage_rounds` rounds before it is kept.
+      much as the gate says. Clients tell it before every round. The gates of our loop start untrained, so that the
+      set follows activation for the client's first `coverage_rounds` rounds before it is kept.
     - What a peer has of an expert is its activation if the expert is in its set, and 0 otherwise. Experts that no
       peer has are not added.
     - The evaluation is the accuracy of the client's model on its own samples, as it was received. No rise, and
