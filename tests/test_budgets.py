@@ -204,7 +204,7 @@ def test_file_with_a_bad_or_incomplete_budget_is_refused(tmp_path):
         load_problem(path)
 
 
-def test_widely_different_clients_are_bounded_quickly_and_truly():
+def test_widely_different_clients_are_bounded_without_tables():
     """Hundreds of experts, budgets of bytes that are no multiples of anything: tables would be too large."""
     problem = clustered(40, 60, low=0, high=2)
     rng = np.random.default_rng(2)
