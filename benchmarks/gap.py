@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for row in compare({name: problem}, options.solvers, limits=limits, certify=False):
                 results.append(_result(row, sense, optimum, seconds))
                 print(_line(results[-1]), flush=True)
-    if options.output is not None:
-        _write(results, options.output)
+            if options.output is not None:  # whole after each instance: hours of them may be interrupted
+                _write(results, options.output)
     print("\n".join(summary(results)))
 
 
@@ -164,13 +164,18 @@ def summary(results: Sequence[Result]) -> list[str]:
             lines.append(f"{seconds:g} s, {solver}: {proved} proved, {close} within 0.1 % of {len(own)}")
         instances = list(dict.fromkeys(result.instance for result in here))
         for other in solvers[1:]:
-            good = sum(gaps[solvers[0], name] <= gaps[other, name] + 1e-12 for name in instances)
+            good = sum(_as_good(gaps[solvers[0], name], gaps[other, name]) for name in instances)
             lines.append(f"{seconds:g} s: {solvers[0]} at least as good as {other} on {good} of {len(instances)}")
         good = sum(
-            gaps[solvers[0], name] <= min(gaps[other, name] for other in solvers) + 1e-12 for name in instances
+            _as_good(gaps[solvers[0], name], min(gaps[other, name] for other in solvers)) for name in instances
         )
         lines.append(f"{seconds:g} s: {solvers[0]} at least as good as every other on {good} of {len(instances)}")
     return lines
+
+
+def _as_good(one: float, other: float) -> bool:
+    """Whether there is an answer, and no worse one."""
+    return one < float("inf") and one <= other + 1e-12
 
 
 def _gap(result: Result) -> float:
