@@ -174,10 +174,15 @@ def contents(folder, *without):
     return [{k: v for k, v in json.loads(line).items() if not is_timing(k) and k not in without} for line in lines]
 
 
-def test_current_copies_save_bytes_and_change_nothing_else(tmp_path):
-    plain = run_training(small(), tmp_path / "none")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without copies to compare others with."""
+    return run_training(small(), tmp_path_factory.mktemp("plain") / "none")
+
+
+def test_current_copies_save_bytes_and_change_nothing_else(plain, tmp_path):
     saving = run_training(small(**{"clients.cache": "current"}), tmp_path / "current")
-    assert contents(tmp_path / "none", *BYTES) == contents(tmp_path / "current", *BYTES)
+    assert contents(plain.run.path, *BYTES) == contents(tmp_path / "current", *BYTES)
     assert all(torch.equal(value, saving.state[name]) for name, value in plain.state.items())
     for one, other in zip(plain.records, saving.records, strict=True):
         assert one["bytes_saved"] == 0
@@ -189,14 +194,13 @@ def test_current_copies_save_bytes_and_change_nothing_else(tmp_path):
     assert measure(plain.run, None)["megabytes_saved"] is None
 
 
-def test_stale_copies_resume_and_spread_over_workers_bit_for_bit(tmp_path):
+def test_stale_copies_resume_and_spread_over_workers_bit_for_bit(plain, tmp_path):
     stale = {"clients.cache": "stale", "clients.max_staleness": 2}
     whole = run_training(small(**stale), tmp_path / "whole")
     run_training(small(rounds=3, **stale), tmp_path / "parts")
     again = run_training(small(workers=2, **stale), tmp_path / "parts", resume=True)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert all(torch.equal(value, again.state[name]) for name, value in whole.state.items())
-    plain = run_training(small(), tmp_path / "none")
     assert any(not torch.equal(value, plain.state[name]) for name, value in whole.state.items())
     assert whole.records[0]["bytes_saved"] == 0
     assert sum(record["bytes_saved"] for record in whole.records) > 0
