@@ -113,6 +113,7 @@ class ClientTable:
             "profile": GrowingRows(np.zeros((0, 5))),
             "correction": GrowingRows(np.zeros(0)),
             "answered": GrowingRows(np.zeros(0, dtype=np.int64)),
+            "held": GrowingRows(np.zeros((0, n_experts), dtype=np.bool_)),
             # No columns until the first client is restricted: a million clients rarely are.
             "eligible": GrowingRows(np.zeros((0, 0), dtype=np.bool_)),
         }
@@ -162,6 +163,7 @@ class ClientTable:
             "profile": np.full((count, 5), np.nan),
             "correction": np.ones(count),
             "answered": np.zeros(count, dtype=np.int64),
+            "held": np.zeros((count, self.n_experts), dtype=np.bool_),
             "eligible": np.ones((count, width), dtype=np.bool_),
         }
         for column, rows in news.items():
@@ -180,6 +182,28 @@ class ClientTable:
                 everything = np.ones((len(self), self.n_experts), dtype=np.bool_)
                 self._columns["eligible"] = GrowingRows(everything)
             self._columns["eligible"].rows[client] = update.eligible
+
+    def held(self, clients: IntArray) -> BoolArray:
+        """Return the experts that clients hold, nothing for those that are new (-1); shape (k, m)."""
+        return self._taken("held", clients, fill=False)
+
+    def hold(self, clients: IntArray, pairs: Assignment, answered: BoolArray) -> None:
+        """Take in a round: who answered holds what it was assigned, and nothing else.
+
+        Of who did not answer nobody knows whether it got its experts, or still has the old ones: it holds those
+        that are among both. Who was assigned nothing holds what it held.
+
+        Parameters
+        ----------
+        clients : ndarray, shape (k,), int64
+        pairs : Assignment
+            Of shape (k, m).
+        answered : ndarray, shape (k,), bool
+        """
+        busy = pairs.counts > 0
+        rows, got = clients[busy], pairs.mask()[busy]
+        kept = self._columns["held"].rows
+        kept[rows] = got & (answered[busy, None] | kept[rows])
 
     def profiles(self, clients: IntArray, rules: CapacityRules) -> FloatArray:
         """Return the profiles of clients (-1: a new one) with the default put in; NaN where there is none."""
@@ -353,7 +377,11 @@ class ClientTable:
         if len(table._numbers) != len(codes):
             msg = "clients: a name occurs twice"
             raise InputError(msg)
-        widths = {"profile": (5,), "eligible": (n_experts if arrays["eligible"].size else 0,)}
+        widths = {
+            "profile": (5,),
+            "held": (n_experts,),
+            "eligible": (n_experts if arrays["eligible"].size else 0,),
+        }
         for name, column in table._columns.items():
             shape = (len(codes), *widths.get(name, ()))
             if arrays[name].shape != shape or arrays[name].dtype != column.rows.dtype:

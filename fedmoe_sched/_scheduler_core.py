@@ -6,7 +6,9 @@ import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from fedmoe_sched._arrays import FloatArray
+import numpy as np
+
+from fedmoe_sched._arrays import BoolArray, FloatArray
 from fedmoe_sched._clients import ClientTable
 from fedmoe_sched._files import PathLike, read_archive, write_archive
 from fedmoe_sched._names import ExpertNames
@@ -15,9 +17,11 @@ from fedmoe_sched._scheduler_state import pack_state, state_header, stored_exper
 from fedmoe_sched._selecting import SELECTION_VARIABLES
 from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import OpenRound
 from fedmoe_sched.scores.fitness import FitnessScores
 from fedmoe_sched.scores.usage import UsageScores
+from fedmoe_sched.switching import switching_paid
 
 __all__ = ["SchedulerCore"]
 
@@ -100,6 +104,33 @@ class SchedulerCore:
     def speed_correction_of(self, client: Hashable) -> float:
         """Return observed over estimated round time of one client so far; 1.0 at the start."""
         return float(self._clients.correction[self._clients.number(client)])
+
+    def held_by(self, client: Hashable) -> list[Hashable]:
+        """Return the experts that a client holds: those of the last round that it answered.
+
+        A client that was away since still holds them. One that failed may have got the new ones or not: it holds
+        what is among the old and the new.
+
+        Raises
+        ------
+        InputError
+            There is no such client.
+        """
+        row = self._clients.held(np.array([self._clients.number(client)]))[0]
+        return [self.experts[j] for j in np.flatnonzero(row).tolist()]
+
+    def _held(self, clients: Sequence[Hashable]) -> BoolArray | None:
+        """Return what clients hold, shape (k, m), for `schedule`; None where it costs nothing to switch."""
+        costs = np.any(self._options.switching_cost)
+        return self._clients.held(self._clients.numbers(clients)) if costs else None
+
+    def _switching(self, clients: Sequence[Hashable], answer: Schedule) -> dict[str, Any]:
+        """Return what a plan sends anew, for the record of its round."""
+        pairs = answer.pairs
+        assert pairs is not None
+        fresh = ~self._clients.held(self._clients.numbers(clients))[pairs.clients, pairs.indices]
+        paid = switching_paid(pairs, fresh, np.asarray(self._options.switching_cost))
+        return {"experts_resent": int(fresh.sum()), "switching_paid": paid}
 
     def variable(self, name: str, clients: Sequence[Hashable] | None = None) -> FloatArray:
         """Return the values of one of `variables`.

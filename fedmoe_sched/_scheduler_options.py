@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
-from fedmoe_sched._arrays import as_counts
+from fedmoe_sched._arrays import FloatArray, as_array, as_counts, as_vector
 from fedmoe_sched._clients import CapacityRules
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.registry import solver_class
@@ -20,7 +20,7 @@ from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
 from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["SchedulerOptions", "count_option", "ranged_option", "real_option"]
+__all__ = ["SchedulerOptions", "cost_option", "count_option", "ranged_option", "real_option"]
 
 OptionsT = TypeVar("OptionsT")
 
@@ -34,6 +34,7 @@ _TO_SCHEDULE = (
     "solver",
     "time_limit",
     "certify",
+    "switching_cost",
 )
 
 
@@ -66,6 +67,7 @@ class SchedulerOptions:
     time_limit: float | None
     certify: bool
     selection: Any = None
+    switching_cost: Any = 0.0
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -76,6 +78,7 @@ class SchedulerOptions:
             "fitness": _made("fitness", FitnessOptions, self.fitness) or FitnessOptions(),
             "usage": _made("usage", UsageOptions, self.usage) or UsageOptions(),
             "selection": _made("selection", SelectionOptions, self.selection),
+            "switching_cost": cost_option("switching_cost", self.switching_cost, m),
             "fill": bool(self.fill),
             "certify": bool(self.certify),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
@@ -136,8 +139,8 @@ class SchedulerOptions:
         """
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         del plain["n_experts"]
-        for name in ("load_min", "load_max"):
-            plain[name] = None if plain[name] is None else plain[name].tolist()
+        for name in ("load_min", "load_max", "switching_cost"):
+            plain[name] = plain[name].tolist() if isinstance(plain[name], np.ndarray) else plain[name]
         for name in ("expert_cost", "default_profile", "fitness", "usage", "selection"):
             plain[name] = None if plain[name] is None else asdict(plain[name])
         plain["solver"] = _solver_to_plain(self.solver)
@@ -177,6 +180,19 @@ def count_option(name: str, value: Any, least: int) -> int:
         msg = f"{name} = {count}: must be >= {least}"
         raise InputError(msg)
     return count
+
+
+def cost_option(name: str, value: Any, n_experts: int) -> float | FloatArray:
+    """Read an option that is a number >= 0, or one per expert.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    if np.ndim(as_array(name, value)) == 0:
+        return ranged_option(name, value, 0)
+    return as_vector(name, value, n_experts, "one per expert", least=0).copy()
 
 
 def ranged_option(name: str, value: Any, least: float, most: float = np.inf) -> float:

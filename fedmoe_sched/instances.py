@@ -8,7 +8,7 @@ half of the mean load and 10 % above it::
 They differ in the desirability, and so in how much the clients contend for the same experts. With independent
 scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
 clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
-little. `clustered` and `tied` stay contended at any size.
+little. `clustered`, `tied` and `drifted` stay contended at any size.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ import numpy.typing as npt
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
+from fedmoe_sched.solve import solve
+from fedmoe_sched.switching import with_switching_cost
 
 __all__ = [
     "FAMILIES",
     "clustered",
+    "drifted",
     "generate",
     "integers",
     "load_problem",
@@ -37,6 +40,7 @@ __all__ = [
 
 _CLASSES = 10
 _QUANTUM = 0.05
+_DRIFT = _SWITCHING_COST = 0.1
 
 FloatMatrix = npt.NDArray[np.float64]
 
@@ -120,12 +124,38 @@ def tied(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
     return with_bounds(np.rint(scores / _QUANTUM) * _QUANTUM, rng)
 
 
+def drifted(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Go on from a round of `clustered`: the scores have drifted, and what clients do not hold from it costs 0.1.
+
+    What they hold is the answer of ``greedy-global`` to that round. Normal noise of standard deviation 0.1 is
+    added to the scores, and 0.1 subtracted from those of pairs that are not held (`fedmoe_sched.switching`).
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    last = with_bounds(_clustered_scores(n_clients, n_experts, rng), rng)
+    held = solve(last, "greedy-global").pairs
+    assert held is not None
+    scores = last.desirability + _DRIFT * rng.standard_normal(last.shape)
+    return last.replace(desirability=with_switching_cost(scores, held, np.array(_SWITCHING_COST)))
+
+
 #: The families by name.
 FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "clustered": clustered,
     "tied": tied,
     "uniform": uniform,
     "integers": integers,
+    "drifted": drifted,
 }
 
 

@@ -30,6 +30,7 @@ __all__ = [
 #: Fields of a `RoundRecord` that the plan alone decides.
 _SUMMARY = frozenset(
     {"available", "loads", "load_cv", "objective", "bound", "gap", "solver", "status", "stop_reason", "relaxed"}
+    | {"experts_resent", "switching_paid"}
     | {"violations", "fitness_given_up", "plan_seconds", "build_seconds", "solve_seconds", "certify_seconds"}
 )
 _MOST_SAMPLES = 2**53  # sums of whole numbers are exact up to here
@@ -67,6 +68,10 @@ class RoundRecord:
         Bounds that were widened, and constraints that a heuristic broke.
     fitness_given_up : float
         See `fedmoe_sched.metrics.fitness_given_up`.
+    experts_resent : int
+        Planned pairs that the client did not hold from before: experts that have to be sent to it.
+    switching_paid : float
+        What the objective has lost to the switching cost of these; 0 without one.
     client_jain : float
         Jain's index of the rounds answered so far, over all known clients.
     slowest_seconds : float or None
@@ -95,6 +100,8 @@ class RoundRecord:
     relaxed: int
     violations: int
     fitness_given_up: float
+    experts_resent: int
+    switching_paid: float
     client_jain: float
     slowest_seconds: float | None
     plan_seconds: float

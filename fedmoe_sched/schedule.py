@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import FloatArray, IntArray, KnownMatrix, as_counts, as_matrix, as_vector, split_labels
+from fedmoe_sched._arrays import (
+    FloatArray,
+    IntArray,
+    KnownMatrix,
+    Labelled,
+    as_counts,
+    as_matrix,
+    as_vector,
+    split_labels,
+)
 from fedmoe_sched._budgets import fitting_counts, fitting_pairs
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import widen_load_bounds
@@ -19,6 +28,7 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Relaxation, Schedule
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits, Solver
+from fedmoe_sched.switching import as_held, as_switching_cost, with_switching_cost
 
 __all__ = ["balanced_load_bounds", "desirability", "schedule", "usage_share"]
 
@@ -110,6 +120,8 @@ def schedule(
     balance: float | None = 0.25,
     load_penalty: LoadPenalty | None = None,
     budgets: Sequence[ResourceBudget] = (),
+    held: Any = None,
+    switching_cost: Any = 0.0,
     fill: bool = True,
     solver: str | Solver[Any] = "auto",
     time_limit: float | None = None,
@@ -145,6 +157,13 @@ def schedule(
     budgets : sequence of ResourceBudget, default ()
         What clients have of memory, seconds, ..., and what experts take of it; clients and experts in the order of
         `fitness`. `fedmoe_sched.scores.resource_budgets` makes them from capacity profiles.
+    held : Schedule, mapping of client to experts, array_like or sparse array of bool, shape (n, m), optional
+        What clients have from before, e.g. the schedule of last round. Names are matched where both sides have
+        them: clients that are away count for nothing, new ones hold nothing. None: nobody holds anything.
+    switching_cost : float, or array_like of shape (m,) or (n, m), default 0.0
+        What it costs, in units of desirability, to give a client an expert that it does not hold: >= 0, e.g. in
+        proportion to the expert's bytes. Part of the objective and of its proof; `switching_report` in
+        `fedmoe_sched.switching` takes it apart. A Series or DataFrame is aligned by label.
     fill : bool, default True
         Whether clients train as many experts as they can (the rule of Chen et al. 2025), or only those of
         positive desirability. With budgets they take as many as fit whichever they are, and of the others up to
@@ -182,6 +201,7 @@ def schedule(
     m = known.shape[1]
     usage = as_vector("usage", _aligned("usage", usage, bare.columns), m, "one per expert", least=0)
     scores = desirability(known, usage, fitness_weight=fitness_weight, usage_weight=usage_weight)
+    scores = _switched(scores, held, switching_cost, bare)
     problem = AssignmentProblem(
         KnownMatrix(known) if scores is known else scores,
         _aligned("capacity", capacity, bare.rows),
@@ -246,6 +266,17 @@ def _bounded(
     load_max = np.maximum(soft_high, hard.load_min) if high is None else high
     soft = hard.replace(load_min=load_min, load_max=load_max)
     return widen_load_bounds(soft, hard=(hard.load_min, hard.load_max))
+
+
+def _switched(scores: FloatArray, held: Any, cost: Any, bare: Labelled) -> FloatArray:
+    """Subtract the switching cost, put into the order of the fitness."""
+    dimensions = getattr(cost, "ndim", 0)
+    if dimensions == 1:
+        cost = _aligned("switching_cost", cost, bare.columns)
+    elif dimensions == 2:
+        cost = _aligned_matrix("switching_cost", cost, bare.rows, bare.columns)
+    before = as_held(held, scores.shape, bare.rows, bare.columns)
+    return with_switching_cost(scores, before, as_switching_cost(cost, scores.shape))
 
 
 def _aligned(name: str, value: Any, labels: tuple[Hashable, ...] | None) -> Any:

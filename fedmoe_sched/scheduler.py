@@ -68,6 +68,8 @@ class Scheduler(SchedulerCore):
     selection : SelectionOptions or mapping of its fields, optional
         Plan only so many of the available clients, chosen by Oort's utility; they are asked for the signal
         ``oort_utility``. None plans all.
+    switching_cost : float or array_like of shape (m,), default 0.0
+        As in `fedmoe_sched.schedule`, for experts that `held_by` does not name.
 
     Raises
     ------
@@ -107,6 +109,7 @@ class Scheduler(SchedulerCore):
         time_limit: float | None = None,
         certify: bool = False,
         selection: SelectionOptions | Mapping[str, Any] | None = None,
+        switching_cost: float | npt.ArrayLike = 0.0,
     ) -> None:
         super().__init__(
             experts,
@@ -128,6 +131,7 @@ class Scheduler(SchedulerCore):
             time_limit=time_limit,
             certify=certify,
             selection=selection,
+            switching_cost=switching_cost,
         )
 
     def add_client(
@@ -223,7 +227,8 @@ class Scheduler(SchedulerCore):
             fitness, self.usage, capacity, eligible, clients=names, seed=self.round_seed(), warm_start=self._prices
         )
         answer = labelled_answer(answer, names, self.experts)
-        summary = plan_summary(answer, bare, capacity, eligible) | {"available": available}
+        summary = plan_summary(answer, bare, capacity, eligible)
+        summary |= {"available": available, **self._switching(names, answer)}
         self._learn_clients(new_names, updates)
         summary["plan_seconds"] = time.perf_counter() - start
         self._open = OpenRound.of(self._clients.numbers(names), answer, summary)
@@ -268,6 +273,7 @@ class Scheduler(SchedulerCore):
             eligible=eligible,
             seed=seed,
             warm_start=warm_start,
+            held=self._held(clients),
             **self._options.schedule_arguments(),
         )
 
@@ -408,6 +414,7 @@ class Scheduler(SchedulerCore):
         self._fitness.update(opened.clients[reports.positions], reports.experts, reports.rewards)
         self._clients.correction[opened.clients] = speeds
         self._clients.answered[opened.clients[trained]] += 1
+        self._clients.hold(opened.clients, opened.pairs, reports.answered)
         self._round += 1
         self._prices, self._open = opened.prices, None
         return RoundRecord.of(

@@ -102,6 +102,55 @@ class TestSolve:
         names = ["vision", "speech", "text"]
         assert answer["assignment"]["bob"] == [names[expert] for expert in same.experts_of(1)]
 
+    @pytest.mark.parametrize("suffix", ["json", "csv"])
+    def test_the_answer_of_last_round_is_kept_unless_a_change_pays(self, cli, table, tmp_path, suffix):
+        first = json.loads(cli("solve", table, "--output", f"answer.{suffix}", "--json").output)["assignment"]
+        turned = TABLE.replace("0.7,0.6,0.1", "0.7,0.6,0.65")
+        (tmp_path / "next.csv").write_text(turned + "eve,0.1,0.2,0.3,1\n", encoding="utf-8")
+        arguments = ["solve", "next.csv", "--no-balance", "--held", f"answer.{suffix}", "--json"]
+        plans = {}
+        for cost in (0, 0.05, 0.5):
+            answer = json.loads(cli(*arguments, "--switching-cost", cost).output)
+            plans[cost] = answer["assignment"]["cat"], answer["objective"]
+        assert first["cat"] == ["speech"]
+        # ann and dan hold vision, bob vision and text, of which speech would be the better one; eve holds nothing.
+        assert plans[0] == (["vision"], pytest.approx(0.9 + (0.8 + 0.3) + 0.7 + 0.6 + 0.3))
+        assert plans[0.05] == (["vision"], pytest.approx(0.9 + (0.8 + 0.25) + 0.65 + 0.6 + 0.25))
+        assert plans[0.5] == (["speech"], pytest.approx(0.9 + (0.8 + 0.2) + 0.6 + 0.6 - 0.2))
+
+    def test_what_is_held_may_stand_in_the_scores_or_be_numbers(self, cli, tmp_path):
+        rng = np.random.default_rng(0)
+        fitness, held = rng.random((12, 3)), rng.random((12, 3)) < 0.4
+        np.savez(
+            tmp_path / "f.npz", fitness=fitness, usage=[1, 1, 1], capacity=1, held=held, switching_cost=[1, 2, 3]
+        )
+        same = schedule(fitness, [1, 1, 1], 1, held=held, switching_cost=[1, 2, 3])
+        assert json.loads(cli("solve", "f.npz", "--json").output)["objective"] == pytest.approx(same.objective)
+        cli("solve", "f.npz", "--output", "answer.json")
+        again = json.loads(cli("solve", "f.npz", "--held", "answer.json", "--json").output)
+        then = schedule(fitness, [1, 1, 1], 1, held=same, switching_cost=[1, 2, 3])
+        assert again["objective"] == pytest.approx(then.objective)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("{}", "held.json: is no answer of 'fedmoe-sched solve --output' with an assignment"),
+            ('{"assignment": null}', "held.json: is no answer"),
+            ('{"assignment": {"ann": ["smell"]}}', "held['ann']: expert 'smell' is not among the 3 of this round"),
+        ],
+    )
+    def test_a_file_that_holds_no_answer_is_named(self, cli, table, tmp_path, text, words):
+        (tmp_path / "held.json").write_text(text, encoding="utf-8")
+        result = cli("solve", table, "--held", "held.json", "--switching-cost", 1)
+        assert result.exit_code == 2
+        assert words in result.stderr
+
+    def test_names_for_scores_without_names_are_refused(self, cli, tmp_path):
+        np.save(tmp_path / "scores.npy", np.ones((3, 2)))
+        (tmp_path / "held.csv").write_text("client,expert\nann,0\n", encoding="utf-8")
+        result = cli("solve", "scores.npy", "--capacity", 1, "--held", "held.csv")
+        assert "held.csv: 'ann': must be a number, since the scores have no names" in result.stderr
+
     def test_a_problem_keeps_its_own_bounds(self, cli, problem):
         answer = json.loads(cli("solve", "problem.npz", "--json").output)
         assert answer["objective"] == pytest.approx(solve(problem).objective)

@@ -25,6 +25,8 @@ _SCORE_ARRAYS = (
     "eligible",
     "load_min",
     "load_max",
+    "held",
+    "switching_cost",
     "client_labels",
     "expert_labels",
 )

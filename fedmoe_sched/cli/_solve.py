@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fedmoe_sched._files import write_text
+from fedmoe_sched.cli._held import read_held
 from fedmoe_sched.cli._input import NO_BALANCE, Scores, read_input
 from fedmoe_sched.cli._output import checked_output, console, gap_text, number_text, plain_table, seconds_text
 from fedmoe_sched.errors import InputError
@@ -58,6 +59,12 @@ def solve_file(
     ] = None,
     fitness_weight: Annotated[float | None, typer.Option(help="Weight of the fitness.", show_default="1")] = None,
     usage_weight: Annotated[float | None, typer.Option(help="Weight of the usage.", show_default="0.1")] = None,
+    held: Annotated[
+        Path | None, typer.Option(help="What clients hold: the --output of an earlier solve.", show_default=False)
+    ] = None,
+    switching_cost: Annotated[
+        float | None, typer.Option(help="What an expert costs that a client does not hold.", show_default="0")
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds for the solver.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in a backend.")] = 0,
     certify: Annotated[
@@ -75,8 +82,8 @@ def solve_file(
     client per row, one expert per column, labels in the first row and column, perhaps a column "capacity"; an
     empty cell is a pair that is not eligible).
 
-    --capacity, --balance, --load-min, --load-max, --fill and the weights make a problem out of scores; a problem
-    has its own bounds. Exit code 1: there is no assignment, or it breaks a constraint.
+    --capacity, --balance, --load-min, --load-max, --fill, --switching-cost and the weights make a problem
+    out of scores; a problem has its own bounds. Exit code 1: there is no assignment, or it breaks a constraint.
     """
     checked_output("--output", output, (".json", ".csv"))
     if no_balance and balance is not None:
@@ -90,9 +97,12 @@ def solve_file(
         "fill": fill,
         "fitness_weight": fitness_weight,
         "usage_weight": usage_weight,
+        "held": held,
+        "switching_cost": switching_cost,
     }
     read = read_input(file)
     if isinstance(read, Scores):
+        options["held"] = None if held is None else read_held(held, read.arguments["fitness"])
         answer = read.schedule(solver=solver, time_limit=time_limit, seed=seed, certify=certify, **options)
     else:
         _refuse_options(file, options)

@@ -210,6 +210,11 @@ class SimulatedClock:
         return able
 
     @property
+    def expert_bytes(self) -> FloatArray:
+        """What an expert takes to send, by its number; shape (m,), in bytes."""
+        return self._cost.bytes_of(self._m)
+
+    @property
     def _expert_bytes(self) -> float:
         return float(self._cost.bytes_of(self._m).min())
 

@@ -121,6 +121,11 @@ class ClientsConfig(_Section):
         Share of the clients that is available in a round, 0 to 1; at least one client always is.
     failure_rate : float
         Probability that an available client does not answer.
+    cache : {"none", "current", "stale"}
+        Experts that a client need not be sent since it has a copy: none; those that nobody else has changed since;
+        also those that others have, up to `max_staleness`. See `fedmoe_sched.federated.methods.cached`.
+    max_staleness : int
+        Rounds up to which a stale copy will do, for ``stale``.
     """
 
     count: Count = 20
@@ -133,11 +138,20 @@ class ClientsConfig(_Section):
     min_samples: Count = 8
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     failure_rate: Rate = 0.0
+    cache: Literal["none", "current", "stale"] = "none"
+    max_staleness: Count = 1
 
     @model_validator(mode="after")
     def _capacity_not_empty(self) -> Self:
         if self.capacity == []:
             msg = "capacity: the list must not be empty"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _staleness_has_an_effect(self) -> Self:
+        if self.max_staleness != 1 and self.cache != "stale":
+            msg = f"max_staleness = {self.max_staleness}: needs cache = 'stale', not {self.cache!r}"
             raise ValueError(msg)
         return self
 

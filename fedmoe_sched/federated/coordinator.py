@@ -313,7 +313,7 @@ class Coordinator:
         """Count the bytes of the parameters that were sent, down to all that were planned, up as they came."""
         down = sum(self.sizes[part] for e in opened.assigned.values() if e for part in self.parts(e))
         up = sum(self.sizes.get(part, 0) for result in results for part in result.update.parameters)
-        return {"bytes_down": down, "bytes_up": up}
+        return {"bytes_down": down, "bytes_up": up, "bytes_saved": 0}
 
     # On disk -------------------------------------------------------------------------------------------------
 
@@ -359,6 +359,9 @@ def _refuse_simulated(config: TrainConfig) -> None:
     """Refuse settings of simulated devices and failures: here they are real."""
     if config.devices.source != "none":
         msg = f"devices.source = {config.devices.source!r}: clients elsewhere tell their own profiles; set 'none'"
+        raise InputError(msg)
+    if config.clients.cache != "none":
+        msg = f"clients.cache = {config.clients.cache!r}: clients elsewhere are sent all their experts; set 'none'"
         raise InputError(msg)
     if config.clients.failure_rate:
         msg = f"clients.failure_rate = {config.clients.failure_rate}: clients elsewhere fail by themselves; set 0"

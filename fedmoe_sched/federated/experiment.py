@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.config import TrainConfig, checked, read_toml
+from fedmoe_sched.federated.methods.cached import refuse_cache
 from fedmoe_sched.policies import make_policy
 
 __all__ = ["Arm", "Experiment", "PlannedRun"]
@@ -234,7 +235,8 @@ class Experiment:
                 config = self._settings(entry, arm, {})
                 options = {"seed": self.seeds[0], **config.policy_options}
                 try:
-                    make_policy(config.policy, config.model.experts, **options)
+                    policy = make_policy(config.policy, config.model.experts, **options)
+                    refuse_cache(config.clients.cache, config.policy, policy.method)
                 except InputError as error:
                     msg = f"{self._where(entry, arm)}: {error}"
                     raise InputError(msg) from error

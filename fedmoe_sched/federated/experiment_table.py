@@ -76,6 +76,8 @@ MEASURES = (
     Measure("simulated_seconds", "simulated time (s)", "Cost", 1),
     Measure("megabytes_up", "up (MB)", "Cost", 1),
     Measure("megabytes_down", "down (MB)", "Cost", 1),
+    Measure("megabytes_saved", "saved by copies (MB)", "Cost", 1),
+    Measure("experts_resent", "experts new to clients, per round", "Cost", 1),
     Measure("wall_seconds", "wall time (s)", "Cost", 1),
 )
 
@@ -237,6 +239,7 @@ def measure(run: Run, target: float | None) -> dict[str, float | None]:
     """
     reached = None if target is None else run.rounds_to(target)
     seconds, up, down = (_totals(run, key) for key in ("simulated_round", "bytes_up", "bytes_down"))
+    saved = _totals(run, "bytes_saved") if run.config["clients"].get("cache", "none") != "none" else None
     traffic = None if up is None or down is None else up + down
     training = run.total(*(phase for phase in PHASES if phase != "evaluate_seconds"))
     scheduling = run.total("schedule_seconds")
@@ -262,6 +265,8 @@ def measure(run: Run, target: float | None) -> dict[str, float | None]:
         "simulated_seconds": _until(seconds, len(run.records)),
         "megabytes_up": _until(up, len(run.records), 1e-6),
         "megabytes_down": _until(down, len(run.records), 1e-6),
+        "megabytes_saved": _until(saved, len(run.records), 1e-6),
+        "experts_resent": _mean(run, "experts_resent", len(run.records)),
         "wall_seconds": values["seconds"],
     }
 

@@ -37,6 +37,7 @@ from fedmoe_sched.federated.cost import model_cost
 from fedmoe_sched.federated.devices import draw_devices
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
 from fedmoe_sched.federated.methods import Brief, Method, Setting, make_method, work_of
+from fedmoe_sched.federated.methods.cached import CachedExperts, refuse_cache
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
@@ -179,7 +180,12 @@ class _Loop:
 
     def _new_method(self) -> Method:
         config = self.config
-        return make_method(policy_class(config.policy).method, Setting(tuple(self.names), config.model.experts))
+        setting, clients = Setting(tuple(self.names), config.model.experts), config.clients
+        name = policy_class(config.policy).method
+        refuse_cache(clients.cache, config.policy, name)
+        if clients.cache == "none":
+            return make_method(name, setting)
+        return CachedExperts(setting, clients.max_staleness if clients.cache == "stale" else None)
 
     def _signals(self, *times: str) -> tuple[str, ...]:
         """Name what clients are asked for at these times, by the policy and, after training, by the method."""
@@ -238,7 +244,9 @@ class _Loop:
         clock.lap("evaluate_seconds")
         rejected = [str(rejection) for rejection in combined.rejected]
         learnt = learning_record(results, evaluation)
-        record = {**closed, **learnt, "rejected": rejected, **outcome.record, **clock.laps}
+        saved = sum(float(self.clock.expert_bytes[list(brief.kept)].sum()) for brief in briefs.values())
+        sent = {**outcome.record, "bytes_saved": round(saved)}
+        record = {**closed, **learnt, "rejected": rejected, **sent, **clock.laps}
         m = self.config.model.experts
         arrays = round_arrays(self.numbers, m, assigned, results, evaluation, self.policy)
         self.folder.write_schedule(number, arrays)

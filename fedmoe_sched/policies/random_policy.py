@@ -19,4 +19,4 @@ class RandomPolicy(RulePolicy):
     """
 
     name: ClassVar[str] = "random"
-    fixed: ClassVar[Mapping[str, Any]] = {"solver": "random", "balance": None}
+    fixed: ClassVar[Mapping[str, Any]] = {"solver": "random", "balance": None, "switching_cost": 0.0}

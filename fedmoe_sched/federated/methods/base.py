@@ -59,6 +59,8 @@ class Brief:
         Parameters that take the place of the global ones.
     down, up : tuple of int
         Experts that are sent to and by the client, as often as they are.
+    kept : tuple of int
+        Experts that would be sent, if the client had no copy to go on from.
     """
 
     experts: tuple[int, ...]
@@ -67,6 +69,7 @@ class Brief:
     parts: Arrays = field(default_factory=dict)
     down: tuple[int, ...] = ()
     up: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
     @classmethod
     def plain(cls, experts: Sequence[int]) -> Brief:
