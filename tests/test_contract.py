@@ -314,12 +314,18 @@ def test_backend_refuses_budgets_with_a_reason_or_keeps_them(backend):
     assert answer.objective < solve(problem.replace(budgets=()), "flow-ortools").objective - 0.1
 
 
-def test_exact_backend_is_held_to_budgets_more_tightly_than_engines_are(exact_backend):
+@pytest.mark.parametrize("penalty", [None, LoadPenalty.quadratic(0.01, n_experts=3)])
+def test_exact_backend_is_held_to_budgets_more_tightly_than_engines_are(exact_backend, penalty):
     """Two experts exceed the budget together by less than engines notice; the second client may hold both."""
     needs_budgets(exact_backend)
+    if penalty is not None:
+        needs_load_penalty(exact_backend)
     size = [0.5, 0.5 + 1e-7, 0.25]
     problem = AssignmentProblem(
-        [[3.0, 2.0, 0.5]] * 2, 3, budgets=[ResourceBudget("memory", size, [1.0, 1.0 + 2e-7])]
+        [[3.0, 2.0, 0.5]] * 2,
+        3,
+        load_penalty=penalty,
+        budgets=[ResourceBudget("memory", size, [1.0, 1.0 + 2e-7])],
     )
     answer = solve(problem, exact_backend)
     assert answer.status is Status.OPTIMAL
