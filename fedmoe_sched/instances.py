@@ -1,14 +1,15 @@
 """Seeded instances of the round problem, for comparing solvers.
 
-All families share the bounds: capacities uniform in 1..4 (never above the number of experts), every load between
-half of the mean load and 10 % above it::
+All families but `soft` share the bounds: capacities uniform in 1..4 (never above the number of experts), every
+load between half of the mean load and 10 % above it::
 
     load_min = floor(0.5 * sum(capacity) / m)        load_max = ceil(1.1 * sum(capacity) / m)
 
 They differ in the desirability, and so in how much the clients contend for the same experts. With independent
 scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
 clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
-little. `clustered`, `tied` and `drifted` stay contended at any size.
+little. `clustered`, `tied` and `drifted` stay contended at any size. `soft` has no load bounds: a load penalty
+balances.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
 from fedmoe_sched.solve import solve
@@ -33,6 +35,7 @@ __all__ = [
     "integers",
     "load_problem",
     "save_problem",
+    "soft",
     "tied",
     "uniform",
     "with_bounds",
@@ -149,6 +152,32 @@ def drifted(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProbl
     return last.replace(desirability=with_switching_cost(scores, held, np.array(_SWITCHING_COST)))
 
 
+def soft(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Balance the scores of `clustered` by a load penalty instead of bounds.
+
+    Clients train as many experts as they can, so that the loads sum up to the capacities. The penalty is
+    quadratic, of weight 0.5 per mean load: one more client of an expert costs 0.5 more where its level is a mean
+    load higher.
+    The history of each expert is uniform in [0, 1) mean loads.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    bounded = with_bounds(_clustered_scores(n_clients, n_experts, rng), rng)
+    mean_load = float(bounded.capacity.sum()) / n_experts
+    penalty = LoadPenalty.quadratic(0.5 / mean_load, mean_load * rng.random(n_experts))
+    return bounded.replace(min_experts=bounded.capacity, load_min=0, load_max=None, load_penalty=penalty)
+
+
 #: The families by name.
 FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "clustered": clustered,
@@ -156,6 +185,7 @@ FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "uniform": uniform,
     "integers": integers,
     "drifted": drifted,
+    "soft": soft,
 }
 
 
@@ -202,7 +232,7 @@ def _generator(n_clients: int, n_experts: int, seed: int) -> np.random.Generator
 
 
 def with_bounds(scores: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> AssignmentProblem:
-    """Set capacities and load bounds as all families have them, see the head of this module.
+    """Set capacities and load bounds as nearly all families have them, see the head of this module.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ class LoadPenalty:
     ``phi_j(load)`` is the sum over the clients that j has. Convex means that marginal costs never fall. They may
     be negative: such a penalty rewards the first clients of an expert.
 
-    `quadratic` and `from_marginals` make the usual ones.
+    `quadratic`, `of_usage` and `from_marginals` make the usual ones.
 
     Parameters
     ----------
@@ -114,6 +114,71 @@ class LoadPenalty:
         with np.errstate(over="ignore"):  # the constructor refuses what is not finite
             first = weights * (offsets + 0.5)
         return cls(np.arange(m + 1), np.ones(m, dtype=np.int64), first, weights)
+
+    @classmethod
+    def of_usage(
+        cls, weight: npt.ArrayLike, usage: npt.ArrayLike, work_per_client: npt.ArrayLike, *, decay: float
+    ) -> LoadPenalty:
+        """Penalise the square of the usage that experts have after the round.
+
+        With the update of `fedmoe_sched.scores.UsageScores`, and every client adding as much work as another, a
+        load of l leaves an expert with ``after(l) = (1 - decay) * usage + decay * work_per_client * l``, and::
+
+            phi(l) = weight / 2 * (after(l)**2 - after(0)**2)
+
+        The l-th client costs ``weight * gain * (after(0) + gain * (l - 1/2))``, with ``gain = decay *
+        work_per_client``: this is `quadratic` with a weight of ``weight * gain**2`` and a history of
+        ``after(0) / gain`` clients.
+
+        Parameters
+        ----------
+        weight : float or array_like, shape (m,)
+            At least 0, in units of desirability per squared unit of usage: with usage of some hundred samples a
+            useful weight is far below 1. Divided by the square of a fair share of usage, it is desirability per
+            squared fair share.
+        usage : array_like, shape (m,)
+            Before the round; at least 0, in samples or compute.
+        work_per_client : float or array_like, shape (m,)
+            Work that one client adds to an expert, at least 0, in the unit of `usage`: the mean of their samples,
+            times the relative compute of the expert where usage is in compute.
+        decay : float
+            In (0, 1], the weight of the newest round, as in `fedmoe_sched.scores.UsageOptions`.
+
+        Returns
+        -------
+        LoadPenalty
+            With one segment per expert.
+
+        Raises
+        ------
+        InputError
+            A wrong length, a value that is negative or not finite, or a decay out of range.
+
+        Examples
+        --------
+        >>> penalty = LoadPenalty.of_usage(0.01, usage=[40, 0], work_per_client=10, decay=0.5)
+        >>> penalty.marginal([1, 1]).tolist()  # usage becomes 25 of 20, and 5 of 0
+        [1.125, 0.125]
+        """
+        if not 0 < decay <= 1:
+            msg = f"decay = {decay}: must be > 0 and <= 1"
+            raise InputError(msg)
+        m = vector_size("usage", usage)
+        given = {
+            "weight": as_array("weight", weight),
+            "work_per_client": as_array("work_per_client", work_per_client),
+        }
+        spread = {name: np.full(m, value) if value.ndim == 0 else value for name, value in given.items()}
+        weights, work = (as_vector(name, spread[name], m, "one per expert", least=0) for name in given)
+        with np.errstate(over="ignore"):  # the constructor refuses what is not finite
+            floor = (1 - decay) * as_vector("usage", usage, m, "one per expert", least=0)
+            gain = decay * work
+            return cls(
+                np.arange(m + 1),
+                np.ones(m, dtype=np.int64),
+                weights * gain * (floor + gain / 2),
+                weights * gain * gain,
+            )
 
     @classmethod
     def from_marginals(cls, table: npt.ArrayLike) -> LoadPenalty:

@@ -11,15 +11,17 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer
 from fedmoe_sched.solvers._budget_rows import has_whole_scores
-from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps
-from fedmoe_sched.solvers._matrix import Bounds, largest_cost
+from fedmoe_sched.solvers._load_steps import NO_STEPS, LoadSteps, load_steps, paid_anyway
+from fedmoe_sched.solvers._matrix import Bounds, Pairs, largest_cost, unit_scores
 
 __all__ = [
     "COST_SCALE",
     "FINE_SCALE",
+    "fine_costs",
     "fine_scores",
     "polished_answer",
     "unrounded_bound",
+    "whole_costs",
     "whole_scores",
     "whole_steps",
 ]
@@ -29,6 +31,8 @@ COST_SCALE = 1e9
 
 #: The same where what rounding hides cannot be mended; engines have room for sums of some million such scores.
 FINE_SCALE = 2.0**40
+
+_LARGEST_SUM = 2.0**60  # of all whole costs together: engines refuse objectives that could leave 64 bits
 
 
 def whole_scores(problem: AssignmentProblem) -> tuple[npt.NDArray[np.int64], float]:
@@ -71,14 +75,56 @@ def whole_steps(problem: AssignmentProblem, bounds: Bounds) -> LoadSteps:
     return load_steps(problem, bounds, COST_SCALE)
 
 
+def whole_costs(
+    problem: AssignmentProblem, pairs: Pairs, bounds: Bounds
+) -> tuple[npt.NDArray[np.int64], LoadSteps, float]:
+    """Round the desirability of `pairs`, and the steps of the loads, to whole numbers of one unit.
+
+    With budgets, where what rounding hides cannot be mended, they are rounded as finely as 64-bit sums allow.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+    pairs : Pairs
+    bounds : Bounds
+
+    Returns
+    -------
+    scores : ndarray, shape (pairs,), int64
+    steps : LoadSteps
+        With whole costs; `NO_STEPS` without a load penalty.
+    unit : float
+        ``scores * unit`` is the desirability, to within half a `unit`.
+    """
+    if problem.budgets and problem.load_penalty is not None:
+        return fine_costs(problem, pairs, bounds)
+    scores, unit = fine_scores(problem) if problem.budgets else whole_scores(problem)
+    steps = NO_STEPS if problem.load_penalty is None else whole_steps(problem, bounds)
+    return scores[pairs.clients, pairs.experts], steps, unit
+
+
+def fine_costs(
+    problem: AssignmentProblem, pairs: Pairs, bounds: Bounds
+) -> tuple[npt.NDArray[np.int64], LoadSteps, float]:
+    """Round scores and steps as finely as 64-bit sums allow, `FINE_SCALE` at most; see `whole_costs`."""
+    scores, unit = unit_scores(problem, pairs)
+    exact = load_steps(problem, bounds)
+    total = float(np.abs(scores).sum() + (exact.sizes * np.abs(exact.costs)).sum())
+    scale = min(FINE_SCALE, _LARGEST_SUM / total) if total else FINE_SCALE
+    return np.rint(scores * scale).astype(np.int64), load_steps(problem, bounds, scale), unit / scale
+
+
 def unrounded_bound(problem: AssignmentProblem, bound: float, unit: float) -> float:
     """Turn an upper bound on the objective in whole scores into one on the unrounded objective.
 
-    For problems without load penalty. Every chosen pair may be worth half a unit more than its rounded score; no
-    assignment has more pairs than clients have slots, or experts have places.
+    Every chosen pair may be worth half a unit more than its rounded score, and its step of the load may cost
+    half a unit less; no assignment has more pairs than clients have slots, or experts have places.
     """
     most_pairs = min(int(problem.slots.sum()), int(np.minimum(problem.load_max, problem.n_clients).sum()))
-    value = (bound + 0.5001 * most_pairs) * unit  # the 0.0001 covers the float64 errors of the scaling itself
+    # What is above one half covers the float64 errors of the scaling itself; steps may be a thousand times larger
+    # than scores, and have larger ones.
+    hidden = 0.5001 if problem.load_penalty is None else 2.0
+    value = (bound + hidden * most_pairs) * unit - paid_anyway(problem)
     return value + 4 * float(np.finfo(np.float64).eps) * abs(value)
 
 

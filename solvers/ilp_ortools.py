@@ -14,8 +14,9 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
+from fedmoe_sched.solvers._load_steps import load_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
-from fedmoe_sched.solvers._rounding import completed_answer, fine_scores, unrounded_bound, whole_scores
+from fedmoe_sched.solvers._rounding import completed_answer, unrounded_bound, whole_costs
 
 __all__ = ["CpSat"]
 
@@ -38,7 +39,7 @@ class CpSat(Solver[_Model]):
     budgets there are no such cycles: scores that are no whole numbers are rounded far more finely, and the
     rounding error is added to every bound. Sizes become whole numbers too; where they are none, they are rounded
     down so little that whatever fits still fits, and no answer exceeds a budget by more than the certificate
-    forgives.
+    forgives. Of a load penalty every step of a load is an integer variable, whose cost is rounded like the scores.
     One thread unless ``Limits.threads`` asks for more: answers repeat exactly, and on this problem, whose linear
     relaxation is integral, a second thread mostly repeats the work of the first. With several threads equally
     good answers may differ from run to run. The engine looks at the clock between the steps of its presolve.
@@ -47,6 +48,7 @@ class CpSat(Solver[_Model]):
     name: ClassVar[str] = "ilp-ortools"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LOAD_PENALTY,
         Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
@@ -59,26 +61,27 @@ class CpSat(Solver[_Model]):
         """Make one Boolean per eligible pair, one linear constraint per client and expert."""
         from ortools.sat.python import cp_model
 
-        scores, unit = fine_scores(problem) if problem.budgets else whole_scores(problem)
         network = network_relaxation(problem)
         pairs = eligible_pairs(network)
         bounds = clipped_bounds(network)
+        scores, steps, unit = whole_costs(problem, pairs, bounds)
         program = cp_model.CpModel()
         takes = np.array([program.new_bool_var("") for _ in range(len(pairs.clients))], dtype=object)
-        for side, low, high in (
-            (pairs.clients, bounds.client_min, bounds.client_max),
-            (pairs.experts, bounds.expert_min, bounds.expert_max),
-        ):
-            by_side = np.argsort(side, kind="stable")
-            groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
-            for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):
-                program.add_linear_constraint(cp_model.LinearExpr.sum(group.tolist()), least, most)
+        used = np.array([program.new_int_var(0, size, "") for size in steps.sizes.tolist()], dtype=object)
+        clients = _sums(takes, pairs.clients, len(bounds.client_min))
+        loads = _sums(takes, pairs.experts, len(bounds.expert_min))
+        beyond = _sums(used, steps.experts, len(bounds.expert_min))
+        rows = [*clients, *(load - more for load, more in zip(loads, beyond, strict=True))]
+        low, high = load_sides(bounds, steps)
+        sides = np.concatenate([[bounds.client_min, bounds.client_max], [low, high]], axis=1).T.tolist()
+        for row, (least, most) in zip(rows, sides, strict=True):
+            program.add_linear_constraint(row, least, most)
         budgets = budget_rows(problem, pairs, whole=True)
         for numbers, sizes, limit in zip(*budgets, strict=True):
-            used = cp_model.LinearExpr.weighted_sum(takes[numbers].tolist(), sizes.astype(np.int64).tolist())
-            program.add_linear_constraint(used, 0, int(limit))
-        weights = scores[pairs.clients, pairs.experts].tolist()
-        program.maximize(cp_model.LinearExpr.weighted_sum(takes.tolist(), weights))
+            taken = cp_model.LinearExpr.weighted_sum(takes[numbers].tolist(), sizes.astype(np.int64).tolist())
+            program.add_linear_constraint(taken, 0, int(limit))
+        weights = [*scores.tolist(), *(-steps.costs).astype(np.int64).tolist()]
+        program.maximize(cp_model.LinearExpr.weighted_sum([*takes.tolist(), *used.tolist()], weights))
         return _Model(problem, pairs, unit, program, _engine(limits))
 
     def run(self, model: _Model, limits: Limits) -> None:
@@ -100,11 +103,20 @@ class CpSat(Solver[_Model]):
         chosen = np.array(engine.response_proto.solution, dtype=np.int64)[: len(model.pairs.clients)] > 0
         assignment = Assignment.from_pairs(model.pairs.clients[chosen], model.pairs.experts[chosen], problem.shape)
         bound = engine.best_objective_bound
-        if not problem.budgets or not has_whole_scores(problem):
+        if not problem.budgets or problem.load_penalty is not None or not has_whole_scores(problem):
             bound = unrounded_bound(problem, bound, model.unit)
         if model.status == cp_model.OPTIMAL:
             return completed_answer(problem, assignment, bound)
         return Answer(StopReason.TIME_LIMIT, assignment, bound=bound)
+
+
+def _sums(variables: npt.NDArray[np.object_], side: npt.NDArray[np.int64], size: int) -> list[Any]:
+    """Sum the variables of each client, or expert; `side` says to which one each of them belongs."""
+    from ortools.sat.python import cp_model
+
+    by_side = np.argsort(side, kind="stable")
+    ends = np.cumsum(np.bincount(side, minlength=size))[:-1]
+    return [cp_model.LinearExpr.sum(group.tolist()) for group in np.split(variables[by_side], ends)]
 
 
 def _engine(limits: Limits) -> Any:

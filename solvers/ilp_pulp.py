@@ -28,7 +28,8 @@ from fedmoe_sched.certify import objective
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
-from fedmoe_sched.solvers._budget_rows import Covers, budget_rows, engine_scores
+from fedmoe_sched.solvers._budget_rows import Covers, budget_rows
+from fedmoe_sched.solvers._load_steps import engine_bound, engine_costs, load_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import completed_answer
 
@@ -70,12 +71,14 @@ class PulpCbc(Solver[_Model]):
     At a time limit the bound is what CBC's log says, if it got as far as one. CBC looks at the clock only between
     its phases, so the process is stopped one second after the limit; it has no assignment to show then. With
     budgets the bound of a completed run is the backend's word, and answers that exceed a budget within the
-    engine's tolerance are excluded by a row of their own, and the process runs anew.
+    engine's tolerance are excluded by a row of their own, and the process runs anew. With a load penalty each
+    expert has a continuous variable for every step in the cost of its load.
     """
 
     name: ClassVar[str] = "ilp-pulp"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LOAD_PENALTY,
         Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
@@ -91,23 +94,27 @@ class PulpCbc(Solver[_Model]):
         network = network_relaxation(problem)
         pairs = eligible_pairs(network)
         bounds = clipped_bounds(network)
-        scores, unit = engine_scores(problem, pairs)
+        scores, steps, unit = engine_costs(problem, pairs, bounds)
         with _without_announcements():
             program = pulp.LpProblem("round", pulp.LpMaximize)
-            variables = [pulp.LpVariable(f"x{k}", cat=pulp.LpBinary) for k in range(len(pairs.clients))]
-            program.setObjective(pulp.LpAffineExpression(zip(variables, scores.tolist(), strict=True)))
-            takes = np.array(variables, dtype=object)
-            for side, low, high in (
-                (pairs.clients, bounds.client_min, bounds.client_max),
-                (pairs.experts, bounds.expert_min, bounds.expert_max),
-            ):
-                by_side = np.argsort(side, kind="stable")
-                groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
-                for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):
-                    _constrain(program, group, least, most)
+            takes = np.array(
+                [pulp.LpVariable(f"x{k}", cat=pulp.LpBinary) for k in range(len(scores))], dtype=object
+            )
+            used = np.array(
+                [pulp.LpVariable(f"y{k}", 0, size) for k, size in enumerate(steps.sizes.tolist())], dtype=object
+            )
+            gains = zip([*takes, *used], [*scores.tolist(), *(-steps.costs).tolist()], strict=True)
+            program.setObjective(pulp.LpAffineExpression(gains))
+            clients = _grouped(takes, pairs.clients, problem.n_clients)
+            for group, least, most in zip(clients, bounds.client_min, bounds.client_max, strict=True):
+                _constrain(program, group, int(least), int(most))
+            loads = _grouped(takes, pairs.experts, problem.n_experts)
+            beyond = _grouped(used, steps.experts, problem.n_experts)
+            for group, more, least, most in zip(loads, beyond, *load_sides(bounds, steps), strict=True):
+                _constrain(program, group, int(least), int(most), more)
             for numbers, sizes, limit in zip(*budget_rows(problem, pairs, whole=False), strict=True):
-                used = pulp.LpAffineExpression(zip(takes[numbers].tolist(), sizes.tolist(), strict=True))
-                program.addConstraint(pulp.LpConstraint(used, pulp.LpConstraintLE, rhs=limit))
+                taken = pulp.LpAffineExpression(zip(takes[numbers].tolist(), sizes.tolist(), strict=True))
+                program.addConstraint(pulp.LpConstraint(taken, pulp.LpConstraintLE, rhs=limit))
             folder = Path(tempfile.mkdtemp(prefix="fedmoe-sched-"))
             mps_names = _write(program, folder)
         model = _Model(problem, pairs, unit, folder, program, mps_names)
@@ -235,9 +242,26 @@ def _engine() -> Any:
         return pulp.PULP_CBC_CMD(msg=False)
 
 
-def _constrain(program: Any, group: npt.NDArray[np.object_], least: int, most: int) -> None:
+def _grouped(
+    variables: npt.NDArray[np.object_], side: npt.NDArray[np.int64], size: int
+) -> list[npt.NDArray[np.object_]]:
+    """Split variables by the client, or expert, that each belongs to."""
+    by_side = np.argsort(side, kind="stable")
+    return np.split(variables[by_side], np.cumsum(np.bincount(side, minlength=size))[:-1])
+
+
+def _constrain(
+    program: Any,
+    group: npt.NDArray[np.object_],
+    least: int,
+    most: int,
+    less: npt.NDArray[np.object_] | None = None,
+) -> None:
+    """Bound the sum of a group, less another one."""
     pulp = _pulp()
-    total = pulp.LpAffineExpression(zip(group.tolist(), [1] * len(group), strict=True))
+    taken = [] if less is None else less.tolist()
+    signs = [1] * len(group) + [-1] * len(taken)
+    total = pulp.LpAffineExpression(zip([*group.tolist(), *taken], signs, strict=True))
     if least == most:
         program.addConstraint(pulp.LpConstraint(total, pulp.LpConstraintEQ, rhs=most))
         return
@@ -264,4 +288,4 @@ def _logged_bound(model: _Model) -> float | None:
     found = re.search(r"^Upper bound:\s+(\S+)", log, flags=re.MULTILINE)
     if found is None or "Continuous objective value" not in log:
         return None
-    return (float(found.group(1)) + _LOG_PRECISION) * model.unit
+    return engine_bound(model.problem, (float(found.group(1)) + _LOG_PRECISION) * model.unit)

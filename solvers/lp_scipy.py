@@ -14,7 +14,7 @@ from fedmoe_sched.certify import OPTIMALITY_GAP, dual_bound, objective
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
-from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps
+from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps, step_columns
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence, unit_scores
 from fedmoe_sched.solvers._rounding import polished_answer
 
@@ -131,7 +131,7 @@ def _with_steps(model: _Model, expert_rows: Any, steps: LoadSteps) -> _Model:
     from scipy.sparse import csr_array, hstack
 
     size = len(steps.experts)
-    columns = csr_array((np.ones(size), (steps.experts, np.arange(size))), shape=(expert_rows.shape[0], size))
+    columns = step_columns(steps, expert_rows.shape[0])
     return dataclasses.replace(
         model,
         costs=np.concatenate([model.costs, steps.costs]),

@@ -15,8 +15,9 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
-from fedmoe_sched.solvers._budget_rows import BudgetRows, Covers, budget_rows, engine_scores, rounded_claim
-from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence
+from fedmoe_sched.solvers._budget_rows import BudgetRows, Covers, budget_rows
+from fedmoe_sched.solvers._load_steps import LoadSteps, engine_bound, engine_costs, load_sides, step_columns
+from fedmoe_sched.solvers._matrix import Bounds, Pairs, clipped_bounds, eligible_pairs, incidence
 from fedmoe_sched.solvers._rounding import completed_answer
 
 __all__ = ["OrToolsMIP"]
@@ -37,7 +38,8 @@ class _Model:
         """Return the best assignment found, if there is one."""
         if not self.result.has_primal_feasible_solution():
             return None
-        values = np.array(self.result.variable_values(list(self.program.variables())))
+        takes = list(self.program.variables())[: len(self.pairs.clients)]  # the others are steps of the loads
+        values = np.array(self.result.variable_values(takes))
         chosen = values > 0.5
         return Assignment.from_pairs(self.pairs.clients[chosen], self.pairs.experts[chosen], self.problem.shape)
 
@@ -47,13 +49,15 @@ class OrToolsMIP(Solver[_Model]):
 
     What the tolerances of the engine leave is recovered by cancelling improving cycles after a completed run. With
     budgets its bound is the backend's word, and answers that exceed a budget within the engine's tolerance are
-    excluded by a row of their own.
+    excluded by a row of their own. With a load penalty each expert has a continuous variable for every step in the
+    cost of its load.
     SCIP works in one thread, and looks at the clock between the steps of its presolve.
     """
 
     name: ClassVar[str] = "mip-ortools"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LOAD_PENALTY,
         Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
@@ -67,9 +71,11 @@ class OrToolsMIP(Solver[_Model]):
 
         network = network_relaxation(problem)
         pairs = eligible_pairs(network)
-        scores, unit = engine_scores(problem, pairs)
+        bounds = clipped_bounds(network)
+        scores, steps, unit = engine_costs(problem, pairs, bounds)
         budgets = budget_rows(problem, pairs, whole=False)
-        program = mathopt.Model.from_model_proto(_program(network, pairs, scores, budgets))
+        message = _program(bounds, scores, steps, _matrix(network, pairs, steps, budgets), budgets.limits)
+        program = mathopt.Model.from_model_proto(message)
         parameters = mathopt.SolveParameters(
             random_seed=limits.seed,
             relative_gap_tolerance=0.0,
@@ -103,9 +109,7 @@ class OrToolsMIP(Solver[_Model]):
             mathopt.TerminationReason.INFEASIBLE_OR_UNBOUNDED,  # no objective over binaries is unbounded
         }:
             return Answer(StopReason.PROVED_INFEASIBLE)
-        bound = end.objective_bounds.dual_bound * model.unit
-        if model.problem.budgets:
-            bound = rounded_claim(model.problem, bound)
+        bound = engine_bound(model.problem, end.objective_bounds.dual_bound * model.unit)
         finite_bound = bound if math.isfinite(bound) else None
         if end.reason == mathopt.TerminationReason.NO_SOLUTION_FOUND:
             return Answer(StopReason.TIME_LIMIT, bound=finite_bound, message=end.detail)
@@ -119,31 +123,42 @@ class OrToolsMIP(Solver[_Model]):
         return Answer(StopReason.TIME_LIMIT, assignment, bound=finite_bound, message=end.detail)
 
 
-def _program(
-    problem: AssignmentProblem, pairs: Pairs, scores: npt.NDArray[np.float64], budgets: BudgetRows
-) -> Any:
-    """Return the program as MathOpt's message; variable k is pair k, rows are clients, experts, budgets."""
-    from ortools.math_opt import model_pb2
-    from scipy.sparse import vstack
+def _matrix(problem: AssignmentProblem, pairs: Pairs, steps: LoadSteps, budgets: BudgetRows) -> Any:
+    """Return the rows of clients, experts and budgets over pairs and steps, as a sparse matrix of coordinates."""
+    from scipy.sparse import block_array, csr_array
 
     n, m = problem.shape
-    size = len(pairs.clients)
-    bounds = clipped_bounds(problem)
+    takes = incidence(problem, pairs)
+    size = len(steps.experts)
+    blocks = [
+        [takes[:n], csr_array((n, size))],
+        [takes[n:], -step_columns(steps, m)],
+        [budgets.matrix(len(pairs.clients)), None],
+    ]
+    return block_array(blocks, format="csr").tocoo()
+
+
+def _program(
+    bounds: Bounds, scores: npt.NDArray[np.float64], steps: LoadSteps, matrix: Any, limits: list[float]
+) -> Any:
+    """Return the program as MathOpt's message; variables are pairs, then steps, rows clients, experts, budgets."""
+    from ortools.math_opt import model_pb2
+
     program = model_pb2.ModelProto()
     variables, rows = program.variables, program.linear_constraints
-    variables.ids.extend(range(size))
-    variables.lower_bounds.extend(np.zeros(size))
-    variables.upper_bounds.extend(np.ones(size))
-    variables.integers.extend([True] * size)
-    used = np.flatnonzero(scores)  # the message must not hold zeros
+    variables.ids.extend(range(len(scores) + len(steps.sizes)))
+    variables.lower_bounds.extend(np.zeros(len(scores) + len(steps.sizes)))
+    variables.upper_bounds.extend(np.concatenate([np.ones(len(scores)), steps.sizes]))
+    variables.integers.extend([True] * len(scores) + [False] * len(steps.sizes))
+    gains = np.concatenate([scores, -steps.costs])
+    used = np.flatnonzero(gains)  # the message must not hold zeros
     program.objective.maximize = True
     program.objective.linear_coefficients.ids.extend(used)
-    program.objective.linear_coefficients.values.extend(scores[used])
-    limits = np.array(budgets.limits)
-    rows.ids.extend(range(n + m + len(limits)))
-    rows.lower_bounds.extend(np.concatenate([bounds.client_min, bounds.expert_min, np.full_like(limits, -np.inf)]))
-    rows.upper_bounds.extend(np.concatenate([bounds.client_max, bounds.expert_max, limits]))
-    matrix = vstack([incidence(problem, pairs), budgets.matrix(size)], format="csr").tocoo()
+    program.objective.linear_coefficients.values.extend(gains[used])
+    low, high = load_sides(bounds, steps)
+    rows.ids.extend(range(matrix.shape[0]))
+    rows.lower_bounds.extend(np.concatenate([bounds.client_min, low, np.full(len(limits), -np.inf)]))
+    rows.upper_bounds.extend(np.concatenate([bounds.client_max, high, np.array(limits)]))
     program.linear_constraint_matrix.row_ids.extend(matrix.row)
     program.linear_constraint_matrix.column_ids.extend(matrix.col)
     program.linear_constraint_matrix.coefficients.extend(matrix.data)

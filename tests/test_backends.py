@@ -13,11 +13,20 @@ import pytest
 from hypothesis import given
 from oracle import brute_force, clustered, linear_program, tiny_problems
 
-from fedmoe_sched import AssignmentProblem, Limits, LoadPenalty, Schedule, Status, StopReason, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    Limits,
+    LoadPenalty,
+    ResourceBudget,
+    Schedule,
+    Status,
+    StopReason,
+    solve,
+)
 from fedmoe_sched.registry import solver_class
 from fedmoe_sched.solvers._load_steps import load_steps
-from fedmoe_sched.solvers._matrix import clipped_bounds, largest_cost
-from fedmoe_sched.solvers._rounding import unrounded_bound, whole_scores, whole_steps
+from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs, largest_cost
+from fedmoe_sched.solvers._rounding import fine_costs, unrounded_bound, whole_scores, whole_steps
 from fedmoe_sched.solvers.greedy_global import GreedyGlobal
 from fedmoe_sched.solvers.ilp_ortools import CpSat
 from fedmoe_sched.solvers.ilp_pulp import PulpCbc
@@ -177,6 +186,31 @@ def test_incumbent_of_an_interrupted_run_is_feasible_with_a_true_bound(cls):
     assert_unproved_incumbent(answer, optimum)
     assert answer.bound >= optimum - 1e-9 * optimum
     assert answer.gap > 0
+
+
+@pytest.mark.parametrize("cls", [FirstOfCpSat, FirstOfScip])
+@pytest.mark.parametrize("budgets", [(), [ResourceBudget("memory", np.ones(8), np.full(200, 9.0))]])
+def test_bound_of_an_interrupted_run_is_true_with_a_load_penalty(cls, budgets):
+    """The budgets reach for everything; with them costs are rounded more finely."""
+    needs(cls.name)
+    problem = clustered(200, 8, seed=1).replace(load_penalty=LoadPenalty.quadratic(0.02, np.arange(8) * 3.0))
+    optimum = linear_program(problem)
+    answer = solve(problem.replace(budgets=budgets), cls())
+    assert answer.objective <= optimum + 1e-9 * abs(
+        optimum
+    )  # CP-SAT's first assignment may be that of its relaxation
+    assert answer.bound >= optimum - 1e-9 * abs(optimum)
+
+
+def test_fine_costs_leave_room_for_the_sum_of_all_steps():
+    steep = LoadPenalty.quadratic([1.0, 2.0, 3.0, 4.0])
+    problem = AssignmentProblem(np.random.default_rng(0).random((5000, 4)), 1, load_penalty=steep)
+    pairs, bounds = eligible_pairs(problem), clipped_bounds(problem)
+    scores, steps, unit = fine_costs(problem, pairs, bounds)
+    assert 2.0**59 < float(np.abs(scores).sum() + (steps.sizes * np.abs(steps.costs)).sum()) < 2.0**60.1
+    np.testing.assert_allclose(scores * unit, problem.desirability.ravel(), atol=0.5 * unit)
+    first = steps.costs[np.searchsorted(steps.experts, np.arange(4))]
+    np.testing.assert_allclose(first * unit, [0.5, 1.0, 1.5, 2.0], atol=unit)
 
 
 def test_incumbent_of_cbc_is_feasible_whatever_pulp_calls_it():

@@ -16,6 +16,7 @@ from fedmoe_sched import (
     CapacityProfile,
     ExpertCost,
     InputError,
+    LoadPenalty,
     ResourceBudget,
     Status,
     UnsupportedProblemError,
@@ -112,11 +113,32 @@ def test_bound_is_never_below_an_optimum(problem, data):
         assert dual_bound(problem, prices) >= optimum - 1e-9
 
 
-@given(problem=tiny_problems(bounded=False, budgeted=True, penalised=True))
-def test_bound_is_never_below_an_optimum_with_load_penalties(problem):
+@given(problem=tiny_problems(budgeted=True, penalised=True), data=st.data())
+def test_bound_is_never_below_an_optimum_with_load_penalties(problem, data):
     optimum = brute_force(problem)
+    prices = data.draw(st.lists(st.floats(-2, 3), min_size=problem.n_experts, max_size=problem.n_experts))
     if optimum is not None:
-        assert dual_bound(problem, np.full(problem.n_experts, 0.25)) >= optimum - 1e-9
+        assert dual_bound(problem, prices) >= optimum - 1e-9
+
+
+def test_bound_with_load_penalties_is_knapsacks_and_conjugates():
+    """At price 1 client 0 keeps 4 of expert 0, or 2 + 2; the conjugates of l(l - 1)/2 at 1 are 1 each."""
+    penalised = PROBLEM.replace(load_penalty=LoadPenalty.quadratic(1.0, -0.5, n_experts=3))
+    assert dual_bound(penalised, np.ones(3)) == pytest.approx(4 + 0 + 3 * 1)
+    answer = solve(penalised)
+    assert answer.objective == brute_force(penalised) == 7
+    assert dual_bound(penalised, np.ones(3)) == answer.objective
+
+
+def test_auto_takes_an_integer_program_for_budgets_with_a_load_penalty():
+    answer = solve(PROBLEM.replace(load_penalty=LoadPenalty.quadratic(0.5, n_experts=3)), certify=True)
+    assert answer.solver == "milp-scipy"
+    assert answer.solver_reason == (
+        "2 x 3 with load penalty and budgets: fastest exact backend that can be used here "
+        "(lagrangian does not take load penalty)"
+    )
+    assert answer.status is Status.OPTIMAL
+    assert answer.verify().bound >= answer.objective
 
 
 def test_bound_is_exact_where_sizes_are_whole_numbers():

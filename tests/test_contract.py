@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     TOLERANCE,
@@ -85,10 +85,10 @@ def needs_budgets(name: str) -> None:
         pytest.skip(f"{name} takes no budgets")
 
 
-def budgeted(seed: int) -> AssignmentProblem:
+def budgeted(seed: int, *, penalised: bool = False) -> AssignmentProblem:
     """Make a random tiny problem whose budgets bite as much as its load bounds; few have no answer."""
     rng = np.random.default_rng(seed)
-    problem = contended(seed)
+    problem = contended(seed, penalised=penalised)
     shape = problem.shape if rng.random() < 0.5 else problem.shape[1:]
     kinds = (rng.integers(1, 10, shape), np.round(rng.uniform(0.1, 1, shape), 1), rng.uniform(1e8, 1e9, shape))
     size = kinds[rng.integers(3)]
@@ -107,7 +107,7 @@ def assert_searched(answer: Schedule, optimum: float) -> None:
     mask = answer.assignment.toarray()
     assert_keeps_bounds(problem, mask)
     assert all(affords(problem, i, np.flatnonzero(row)) for i, row in enumerate(mask))
-    total = float(problem.desirability.astype(np.float64)[mask].sum())
+    total = float(problem.desirability.astype(np.float64)[mask].sum()) - penalty_paid(problem, mask.sum(axis=0))
     scale = max(1.0, abs(optimum))
     assert total == pytest.approx(optimum, abs=TOLERANCE * scale)
     assert answer.objective == pytest.approx(total, abs=TOLERANCE * scale)
@@ -207,7 +207,8 @@ def test_exact_backend_agrees_with_brute_force_on_load_penalties(exact_backend, 
 
 def test_exact_backend_agrees_with_brute_force_where_load_penalties_and_bounds_bite(exact_backend):
     needs_load_penalty(exact_backend)
-    for seed in range(150):
+    # The integer programs are slower, and have problems with budgets besides.
+    for seed in range(50 if Capability.BUDGETS in solver_class(exact_backend).capabilities else 150):
         problem = contended(seed, penalised=True)
         optimum = brute_force(problem)
         answer = solve(problem, exact_backend)
@@ -263,6 +264,42 @@ def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bit
             assert_searched(answer, optimum)
 
 
+@settings(max_examples=60)  # one of the backends starts a process for each
+@given(problem=tiny_problems(penalised=True, budgeted=True))
+def test_exact_backend_agrees_with_brute_force_on_budgets_and_load_penalties(exact_backend, problem):
+    needs_budgets(exact_backend)
+    needs_load_penalty(exact_backend)
+    optimum = brute_force(problem)
+    answer = solve(problem, exact_backend)
+    if optimum is None:
+        assert_refused(answer)
+    else:
+        assert_searched(answer, optimum)
+
+
+def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_penalties_bite(exact_backend):
+    needs_budgets(exact_backend)
+    needs_load_penalty(exact_backend)
+    for seed in range(40):
+        problem = budgeted(seed, penalised=True)
+        optimum = brute_force(problem)
+        answer = solve(problem, exact_backend)
+        if optimum is None:
+            assert_refused(answer)
+        else:
+            assert_searched(answer, optimum)
+
+
+def test_exact_backend_refuses_budgets_with_load_penalties_unless_it_takes_both(exact_backend):
+    problem = budgeted(1, penalised=True)
+    missing = {Capability.BUDGETS, Capability.LOAD_PENALTY} - solver_class(exact_backend).capabilities
+    if missing:
+        with pytest.raises(UnsupportedProblemError, match=f"{exact_backend} does not take {min(missing)}"):
+            solve(problem, exact_backend)
+    else:
+        assert solve(problem, exact_backend).status is Status.OPTIMAL
+
+
 def test_backend_refuses_budgets_with_a_reason_or_keeps_them(backend):
     problem = clustered(20, 4)
     problem = problem.replace(budgets=[ResourceBudget("memory", [3, 1, 2, 2], np.full(20, 4.5))], min_experts=0)
@@ -277,12 +314,18 @@ def test_backend_refuses_budgets_with_a_reason_or_keeps_them(backend):
     assert answer.objective < solve(problem.replace(budgets=()), "flow-ortools").objective - 0.1
 
 
-def test_exact_backend_is_held_to_budgets_more_tightly_than_engines_are(exact_backend):
+@pytest.mark.parametrize("penalty", [None, LoadPenalty.quadratic(0.01, n_experts=3)])
+def test_exact_backend_is_held_to_budgets_more_tightly_than_engines_are(exact_backend, penalty):
     """Two experts exceed the budget together by less than engines notice; the second client may hold both."""
     needs_budgets(exact_backend)
+    if penalty is not None:
+        needs_load_penalty(exact_backend)
     size = [0.5, 0.5 + 1e-7, 0.25]
     problem = AssignmentProblem(
-        [[3.0, 2.0, 0.5]] * 2, 3, budgets=[ResourceBudget("memory", size, [1.0, 1.0 + 2e-7])]
+        [[3.0, 2.0, 0.5]] * 2,
+        3,
+        load_penalty=penalty,
+        budgets=[ResourceBudget("memory", size, [1.0, 1.0 + 2e-7])],
     )
     answer = solve(problem, exact_backend)
     assert answer.status is Status.OPTIMAL

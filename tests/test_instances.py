@@ -13,6 +13,7 @@ from fedmoe_sched.instances import (
     integers,
     load_problem,
     save_problem,
+    soft,
     tied,
     uniform,
 )
@@ -31,6 +32,9 @@ class TestEveryFamily:
         problem = generate(family, 200, 7, seed=1)
         total = problem.capacity.sum()
         assert set(np.unique(problem.capacity)) == {1, 2, 3, 4}
+        if family == "soft":
+            assert not problem.has_load_bounds
+            return
         assert set(problem.load_min) == {int(np.floor(0.5 * total / 7))}
         assert set(problem.load_max) == {int(np.ceil(1.1 * total / 7 - 1e-9))}
 
@@ -64,6 +68,19 @@ class TestFamilies:
 
     def test_integers_are_0_to_5(self):
         assert set(np.unique(integers(100, 4).desirability)) == {0, 1, 2, 3, 4, 5}
+
+    def test_soft_is_clustered_balanced_by_its_penalty(self):
+        problem = soft(300, 6, seed=3)
+        np.testing.assert_array_equal(problem.desirability, clustered(300, 6, seed=3).desirability)
+        mean = problem.capacity.sum() / 6
+        # The first client costs w (h + 1/2), each further one w more.
+        np.testing.assert_allclose(problem.load_penalty.slope, 0.5 / mean)
+        history = problem.load_penalty.value / problem.load_penalty.slope - 0.5
+        assert ((history >= -1e-9) & (history < mean)).all()
+        crowded = solve(problem.replace(load_penalty=None)).loads
+        level = solve(problem).loads + history
+        assert level.std() < 0.5 * (crowded + history).std()
+        assert level.std() > 1  # scores still count
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracle import assert_prices_prove, brute_force, linear_program, load_penalties, marginal_cost, penalty_table
 
 from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty, schedule
+from fedmoe_sched.scores import UsageOptions, UsageScores
 
 MIXED = LoadPenalty([0, 2, 3], [1, 4, 1], [0.5, 2.0, -1.0], [0.25, 0.0, 1.0])
 
@@ -91,6 +92,45 @@ def test_quadratic_spreads_single_numbers():
     assert given_[1].total(2).tolist() == [2.0, 8.0]
 
 
+@given(
+    usage=st.lists(st.floats(0, 1e3), min_size=3, max_size=3),
+    work=st.lists(st.sampled_from([0.0, 1.0, 12.5, 300.0]), min_size=3, max_size=3),
+    weight=st.sampled_from([0.0, 1e-4, 2.0]),
+    decay=st.sampled_from([0.1, 0.3, 1.0]),
+)
+def test_penalty_of_usage_is_what_the_usage_after_the_round_costs(usage, work, weight, decay):
+    """The usage is that which `UsageScores` has once every client of an expert has done its work."""
+    penalty = LoadPenalty.of_usage(weight, usage, work, decay=decay)
+    costs = []
+    for load in range(6):
+        scores = UsageScores(3, UsageOptions(decay=decay, unit="compute"), expert_compute=work)
+        scores.restore(usage)
+        scores.update([load] * 3)
+        costs.append(weight / 2 * scores.values**2)
+    scale = 1 + np.max(costs)
+    np.testing.assert_allclose(penalty.total(5), costs[5] - costs[0], rtol=1e-9, atol=1e-12 * scale)
+    for load in range(1, 6):
+        np.testing.assert_allclose(penalty.marginal(load), costs[load] - costs[load - 1], atol=1e-12 * scale)
+
+
+def test_penalty_of_usage_is_quadratic_in_load_and_history():
+    usage, work = np.array([40.0, 0.0, 90.0]), np.array([10.0, 20.0, 5.0])
+    penalty = LoadPenalty.of_usage([0.1, 0.2, 0.3], usage, work, decay=0.4)
+    gain = 0.4 * work
+    same = LoadPenalty.quadratic([0.1, 0.2, 0.3] * gain**2, 0.6 * usage / gain)
+    np.testing.assert_allclose(penalty.value, same.value)
+    np.testing.assert_allclose(penalty.slope, same.slope)
+
+
+def test_schedule_levels_usage_after_the_round():
+    """Expert 0 keeps 60 of its usage; each client adds 15. Three to expert 1 make 60 and 45, four 60 and 60."""
+    penalty = LoadPenalty.of_usage(1.0, [120, 0], 30, decay=0.5)
+    answer = schedule(np.ones((4, 2)), [120, 0], 1, usage_weight=0, balance=None, load_penalty=penalty)
+    assert answer.loads.tolist() == [0, 4]
+    five = schedule(np.ones((6, 2)), [120, 0], 1, usage_weight=0, balance=None, load_penalty=penalty)
+    assert five.loads.tolist() == [1, 5]
+
+
 def test_sums_are_exact_at_ten_million_clients():
     ones = LoadPenalty.from_marginals([[0.0, 1.0]])
     assert ones.total(10**7).tolist() == [10**7 - 1]
@@ -147,6 +187,18 @@ def test_marginal_costs_that_overflow_are_infinite():
         (lambda: LoadPenalty.quadratic([1, 2], [1, 2, 3]), r"history: has shape \(3,\), must be \(2,\)"),
         (lambda: LoadPenalty.quadratic([1, 2], n_experts=3), r"weight: has shape \(2,\), must be \(3,\)"),
         (lambda: LoadPenalty.quadratic(1, [0, np.inf]), r"history\[1\] = inf: must be finite"),
+        (lambda: LoadPenalty.of_usage(1, [1, -2], 1, decay=0.5), r"usage\[1\] = -2.0: must be >= 0"),
+        (
+            lambda: LoadPenalty.of_usage(1, [1, 2], [1, 2, 3], decay=0.5),
+            r"work_per_client: has shape \(3,\), must be",
+        ),
+        (
+            lambda: LoadPenalty.of_usage(1, [1, 2], [1, -1], decay=0.5),
+            r"work_per_client\[1\] = -1.0: must be >= 0",
+        ),
+        (lambda: LoadPenalty.of_usage(-1, [1, 2], 1, decay=0.5), r"weight\[0\] = -1.0: must be >= 0"),
+        (lambda: LoadPenalty.of_usage(1, [1, 2], 1, decay=0), r"decay = 0: must be > 0 and <= 1"),
+        (lambda: LoadPenalty.of_usage(1, 3.0, 1, decay=0.5), r"usage: has shape \(\), must be one-dimensional"),
         (lambda: LoadPenalty.quadratic("1", n_experts=1), "weight: holds <U1 values, not numbers"),
         (
             lambda: LoadPenalty.from_marginals([1, 2]),
