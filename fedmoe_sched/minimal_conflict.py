@@ -23,7 +23,7 @@ from fedmoe_sched.result import Conflict
 __all__ = ["minimal_conflict"]
 
 
-def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds: float = 5.0) -> Conflict:
+def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds: float = 2.0) -> Conflict:
     """Leave out of a conflict the clients and experts without which it is one all the same.
 
     Parameters
@@ -31,7 +31,7 @@ def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds:
     problem : AssignmentProblem
     conflict : Conflict
         As `fedmoe_sched.feasibility.find_conflict` returns it.
-    seconds : float, default 5
+    seconds : float, default 2
         After this time what is left is returned, and the message says that it may not be minimal.
 
     Returns
@@ -85,7 +85,7 @@ def _needed_experts(problem: AssignmentProblem, experts: IntArray, deadline: flo
 def _needed_clients(
     problem: AssignmentProblem, clients: IntArray, experts: IntArray, deadline: float
 ) -> tuple[IntArray, IntArray, bool]:
-    """Leave out experts whose ``load_max`` is not needed, then clients whose ``min_experts`` is not."""
+    """Leave out clients whose ``min_experts`` is not needed, and experts whose ``load_max`` is not."""
     groups = group_clients(problem)
     size = np.bincount(groups.member[clients], minlength=len(groups.size))
     full = np.minimum(problem.load_max, problem.n_clients)
@@ -102,6 +102,14 @@ def _needed_clients(
             and deal(some, np.zeros_like(full), np.where(kept, full, problem.n_clients)) is not None
         )
 
+    whole, present = size.copy(), np.flatnonzero(size)
+    few, many = 0, len(present)  # where no two clients are alike, there is no time to leave them out one by one
+    while many - few > 1 and time.perf_counter() <= deadline:
+        size[:] = whole
+        size[present[(few + many) // 2 :]] = 0
+        few, many = (few, (few + many) // 2) if clash() else ((few + many) // 2, many)
+    size[:] = whole
+    size[present[many:]] = 0
     for expert in experts:
         if time.perf_counter() > deadline:
             break

@@ -378,7 +378,7 @@ def test_to_dict_of_an_infeasible_round():
     assert answer["status"] == "infeasible"
     assert answer["assignment"] is None
     assert answer["loads"] is None
-    assert "must take 2 places (min_experts), only 1 are open to it" in answer["conflict"]
+    assert "client 0 must take 1 places (min_experts), only 0 are open to it" in answer["conflict"]
 
 
 def test_repr_shows_status_objective_bound_and_gap(plain):
