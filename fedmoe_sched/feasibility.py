@@ -18,7 +18,7 @@ from fedmoe_sched._dealing import deal, deal_loads, group_clients
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict, Relaxation
 
-__all__ = ["budget_conflict", "find_conflict", "widen_load_bounds"]
+__all__ = ["budget_conflict", "find_conflict", "overflowing", "starving", "widen_load_bounds"]
 
 _NAMED = 10  # how many clients or experts a message names one by one
 
@@ -68,10 +68,10 @@ def _unaffordable(problem: AssignmentProblem, relaxed: AssignmentProblem) -> Con
 def _find_cut(problem: AssignmentProblem) -> Conflict | None:
     crossed = problem.load_min > problem.n_clients
     if crossed.any():
-        return _starving(problem, np.flatnonzero(crossed)[:1])
+        return starving(problem, np.flatnonzero(crossed)[:1])
     crowded = problem.min_experts > problem.slots
     if crowded.any():
-        return _overflowing(problem, np.flatnonzero(crowded), np.zeros(0, dtype=np.int64))
+        return overflowing(problem, np.flatnonzero(crowded), np.zeros(0, dtype=np.int64))
     if _spread_is_feasible(problem):
         return None
     groups = group_clients(problem)
@@ -79,8 +79,8 @@ def _find_cut(problem: AssignmentProblem) -> Conflict | None:
     if cut is None:
         return None
     if cut.overfull:
-        return _overflowing(problem, np.flatnonzero(cut.groups[groups.member]), cut.experts)
-    return _starving(problem, cut.experts)
+        return overflowing(problem, np.flatnonzero(cut.groups[groups.member]), cut.experts)
+    return starving(problem, cut.experts)
 
 
 def _open_pairs(problem: AssignmentProblem, experts: IntArray) -> IntArray:
@@ -92,7 +92,7 @@ def _open_pairs(problem: AssignmentProblem, experts: IntArray) -> IntArray:
     return counts
 
 
-def _starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
+def starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
     """Experts whose load_min cannot be met, and the clients that may train them at all."""
     reach = _open_pairs(problem, wanted)
     available = int(np.minimum(reach, problem.slots).sum())
@@ -105,7 +105,7 @@ def _starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
     return Conflict("experts starve", _ints(able), _ints(wanted), required, available, message)
 
 
-def _overflowing(problem: AssignmentProblem, clients: IntArray, experts: IntArray) -> Conflict:
+def overflowing(problem: AssignmentProblem, clients: IntArray, experts: IntArray) -> Conflict:
     """Clients whose min_experts exceed the places open to them; `experts` are those that are full."""
     outside = np.setdiff1d(np.arange(problem.n_experts), experts)
     required = int(problem.min_experts[clients].sum())

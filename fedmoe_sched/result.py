@@ -107,11 +107,13 @@ class Relaxation:
     expert : int or None
         Expert number; None for a bound of a client.
     bound : str
-        ``"load_min"`` or ``"load_max"``; ``"min_experts"`` of a client.
+        ``"load_min"`` or ``"load_max"``; ``"min_experts"`` or ``"capacity"`` of a client.
     asked, used : int
         The bound as derived from `balance`, or as the policy has it, and as used.
     client : int or None, default None
         Client number, for a bound of a client.
+    price : float or None, default None
+        By how much the objective would rise if the bound gave way by one place more; None where nobody asked.
     """
 
     expert: int | None
@@ -119,10 +121,12 @@ class Relaxation:
     asked: int
     used: int
     client: int | None = None
+    price: float | None = None
 
     def __str__(self) -> str:
         number = self.expert if self.client is None else self.client
-        return f"{self.bound}[{number}]: {self.asked} -> {self.used}"
+        worth = "" if self.price is None else f" (one more place is worth {self.price:.6g})"
+        return f"{self.bound}[{number}]: {self.asked} -> {self.used}{worth}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

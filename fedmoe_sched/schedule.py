@@ -24,6 +24,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import widen_load_bounds
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.relax import priced, relax
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Relaxation, Schedule
 from fedmoe_sched.solve import solve
@@ -128,6 +129,7 @@ def schedule(
     seed: int = 0,
     warm_start: Schedule | npt.ArrayLike | None = None,
     certify: bool = False,
+    soft: bool = False,
 ) -> Schedule:
     """Decide which client trains which experts this round.
 
@@ -178,6 +180,10 @@ def schedule(
         Last round's schedule, or its prices, to start from.
     certify : bool, default False
         Give heuristics a bound too, at the cost of an exact solve.
+    soft : bool, default False
+        Where bounds exclude one another, widen ``min_experts``, ``load_min`` and ``load_max`` by the fewest places
+        in total (`fedmoe_sched.relax`); ``Schedule.relaxed`` lists them with what one more place is worth. Not
+        with budgets.
 
     Returns
     -------
@@ -214,6 +220,9 @@ def schedule(
     low = _load_bound("load_min", load_min, bare.columns, m)
     high = _load_bound("load_max", load_max, bare.columns, m)
     problem, relaxed = _bounded(problem, low, high, balance, fill=fill)
+    softened: tuple[Relaxation, ...] = ()
+    if soft:
+        problem, softened = relax(problem)
     answer = solve(
         problem,
         solver,
@@ -221,6 +230,7 @@ def schedule(
         certify=certify,
         warm_start=warm_start,
     )
+    relaxed += priced(answer, softened) if softened else ()
     return dataclasses.replace(answer, relaxed=relaxed) if relaxed else answer
 
 

@@ -17,6 +17,7 @@ from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.exchange import recover_prices
 from fedmoe_sched.feasibility import budget_conflict, find_conflict
+from fedmoe_sched.minimal_conflict import minimal_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import get_solver, pick
 from fedmoe_sched.result import Schedule, Status, StopReason
@@ -120,6 +121,7 @@ def _without_assignment(problem: AssignmentProblem, backend: Solver[Any], answer
     if conflict is None and problem.budgets and answer.stop_reason is StopReason.PROVED_INFEASIBLE:
         conflict = budget_conflict(problem, backend.name)
     if conflict is not None:
+        conflict = minimal_conflict(problem, conflict)
         status, stop_reason = Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE
     else:
         # A backend that calls a feasible problem infeasible has failed, and the schedule says so.
@@ -192,6 +194,7 @@ def _refused(problem: AssignmentProblem, backend: Solver[Any], certificate: Cert
     if "min_experts" in broken:
         conflict = find_conflict(problem)
         if conflict is not None:
+            conflict = minimal_conflict(problem, conflict)
             return Schedule(
                 problem, backend.name, Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE, conflict=conflict
             )

@@ -195,7 +195,21 @@ class TestSolve:
     def test_infeasible_names_the_conflict_and_exits_1(self, cli, table):
         result = cli("solve", table, "--load-min", 3)
         assert result.exit_code == 1
-        assert "experts {vision, speech, text} need 9 clients" in result.output
+        assert "experts {speech, text} need 6 clients" in result.output
+
+    def test_soft_widens_what_excludes_one_another(self, cli, table, tmp_path):
+        result = cli("solve", table, "--load-min", 3, "--soft", "--json")
+        assert result.exit_code == 0
+        relaxed = json.loads(result.output)["relaxed"]
+        assert relaxed
+        assert all("one more place is worth" in line for line in relaxed)
+        assert "4 places: load_min[" in cli("solve", table, "--load-min", 3, "--soft").output
+        tight = clustered(20, 4).replace(min_experts=1, load_min=0, load_max=1)
+        save_problem(tight, tmp_path / "tight.npz")
+        assert cli("solve", "tight.npz").exit_code == 1
+        result = cli("solve", "tight.npz", "--soft")
+        assert result.exit_code == 0
+        assert "widened" in result.output
 
     def test_a_broken_bound_exits_1(self, cli, problem):
         result = cli("solve", "problem.npz", "--solver", "greedy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from fedmoe_sched.cli._output import checked_output, console, gap_text, number_t
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import solvers
+from fedmoe_sched.relax import priced, relax
 from fedmoe_sched.result import Schedule, Status
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits
@@ -70,6 +72,9 @@ def solve_file(
     certify: Annotated[
         bool, typer.Option("--certify", help="Give a heuristic's answer a bound too, by an exact solve.")
     ] = False,
+    soft: Annotated[
+        bool, typer.Option("--soft", help="Widen the fewest bounds where they exclude one another.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the answer to this .json or .csv file.")
@@ -103,10 +108,13 @@ def solve_file(
     read = read_input(file)
     if isinstance(read, Scores):
         options["held"] = None if held is None else read_held(held, read.arguments["fitness"])
+        options["soft"] = soft or None
         answer = read.schedule(solver=solver, time_limit=time_limit, seed=seed, certify=certify, **options)
     else:
         _refuse_options(file, options)
-        answer = solve(read, solver, limits=Limits(time=time_limit, seed=seed), certify=certify)
+        problem, relaxed = relax(read) if soft else (read, ())
+        answer = solve(problem, solver, limits=Limits(time=time_limit, seed=seed), certify=certify)
+        answer = dataclasses.replace(answer, relaxed=priced(answer, relaxed))
     if output is not None:
         write_text(output, _pairs_csv(answer) if output.suffix.lower() == ".csv" else answer.to_json(indent=1))
     if as_json:
@@ -179,7 +187,7 @@ def _facts(answer: Schedule) -> list[tuple[str, str]]:
             ("loads", f"{answer.loads.min()} to {answer.loads.max()} clients per expert"),
         ]
     if answer.relaxed:
-        facts.append(("widened", "; ".join(str(relaxation) for relaxation in answer.relaxed)))
+        facts.append(("widened", _widened(answer)))
     if answer.conflict is not None:
         facts.append(("conflict", answer.conflict.message))
     if answer.message:
@@ -190,6 +198,13 @@ def _facts(answer: Schedule) -> list[tuple[str, str]]:
     )
     # Messages contain brackets, which rich would read as its own markup.
     return [(name, value.replace("[", r"\[")) for name, value in facts]
+
+
+def _widened(answer: Schedule) -> str:
+    places = sum(abs(relaxation.used - relaxation.asked) for relaxation in answer.relaxed)
+    shown = [str(relaxation) for relaxation in answer.relaxed[:_MOST_CLIENTS_SHOWN]]
+    more = len(answer.relaxed) - len(shown)
+    return f"{places} places: " + "; ".join(shown) + (f"; ... ({more} more bounds)" if more else "")
 
 
 def _assignment_table(answer: Schedule) -> Any:
