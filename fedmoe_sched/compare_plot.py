@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedmoe_sched.compare import Row
-from fedmoe_sched.errors import InputError, MissingDependencyError
+from fedmoe_sched.errors import InputError
+from fedmoe_sched.pictures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,19 +41,13 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     MissingDependencyError
         matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        msg = "plots need matplotlib: pip install 'fedmoe-sched[plot]'"
-        raise MissingDependencyError(msg) from error
     drawn = [row for row in rows if row.seconds is not None and row.objective is not None]
     if not drawn:
         msg = "rows: none has an answer to draw"
         raise InputError(msg)
     styles = _styles([row.solver for row in rows])
     instances = list(dict.fromkeys(row.instance for row in drawn))
-    figure = Figure(figsize=(1.6 + 3.4 * len(instances), 3.6), layout="constrained")
+    figure = new_figure(1.6 + 3.4 * len(instances), 3.6)
     grid = figure.subplots(
         2,
         len(instances),
@@ -71,10 +66,7 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     grid[1, 0].set_ylabel("gap to the best bound (%)")
     grid[0, 0].set_ylabel("breaks\nbounds", rotation=0, ha="right", va="center", fontsize="small")
     _legend(figure, styles)
-    # The same rows give the same file, byte by byte.
-    metadata = {"Date": None} if str(path).lower().endswith(".svg") else None
-    with mpl.rc_context({"svg.hashsalt": "fedmoe-sched", "svg.fonttype": "none"}):
-        figure.savefig(path, dpi=110, metadata=metadata)
+    save_figure(figure, path)
 
 
 def _styles(solvers: Sequence[str]) -> dict[str, dict[str, Any]]:

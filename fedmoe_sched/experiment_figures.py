@@ -12,7 +12,8 @@ import numpy as np
 from fedmoe_sched.federated.experiment import Experiment
 from fedmoe_sched.federated.experiment_table import RunRow
 from fedmoe_sched.federated.runs import Run
-from fedmoe_sched.figures import COLOURS, DASHES, Floats, heat_map_figure, load_figure, new_figure, whole_numbers
+from fedmoe_sched.figures import DASHES, Floats, heat_map_figure, load_figure, whole_numbers
+from fedmoe_sched.pictures import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,14 +102,10 @@ def _figures(arms: Arms, title: str, target: float | None) -> dict[str, Figure]:
 
 
 def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    import matplotlib as mpl
-
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in formats]
-    # The same runs give the same file, byte by byte.
-    with mpl.rc_context({"svg.hashsalt": "fedmoe-sched", "svg.fonttype": "none"}):
-        for path in paths:
-            figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    for path in paths:
+        save_figure(figure, path, dpi=130)
     return paths
 
 

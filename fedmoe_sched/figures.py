@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched.errors import InputError, MissingDependencyError
+from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.runs import Run, read_run
+from fedmoe_sched.pictures import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS",
     "DASHES",
     "accuracy_figure",
     "heat_map_figure",
     "load_figure",
-    "new_figure",
     "run_labels",
     "save_figures",
     "whole_numbers",
@@ -37,8 +36,6 @@ Values: TypeAlias = Literal["fitness", "training"]
 _PANEL = 4.2  # inches
 _PER_ROW = 4  # panels
 _TITLE = 40  # letters per line
-#: Distinguishable by readers with any colour vision (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -87,7 +84,7 @@ def save_figures(
     for name, figure in figures.items():
         for suffix in formats:
             paths.append(out / f"{name}.{suffix}")
-            figure.savefig(paths[-1], dpi=150)
+            save_figure(figure, paths[-1], dpi=150)
     return paths
 
 
@@ -98,23 +95,6 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
         run.policy if policies.count(run.policy) == 1 else f"{run.policy} ({run.path.resolve().name})"
         for run in runs
     ]
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure; width and height in inches.
-
-    Raises
-    ------
-    MissingDependencyError
-        matplotlib is not installed.
-    """
-    # Not pyplot: no window system is asked for, and no figure is kept alive behind the caller's back.
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        msg = "figures need the package 'matplotlib': pip install 'fedmoe-sched[plot]'"
-        raise MissingDependencyError(msg) from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -257,6 +257,16 @@ class TestSolve:
         assert result.stderr.count("\n") == 1
         assert result.stdout == ""
 
+    def test_plot_draws_the_prices(self, cli, problem, tmp_path):
+        pytest.importorskip("matplotlib")
+        result = cli("solve", "problem.npz", "--plot", "prices.svg")
+        assert result.exit_code == 0
+        assert result.output.splitlines()[-1] == "written to prices.svg"
+        assert "price (desirability)" in (tmp_path / "prices.svg").read_text(encoding="utf-8")
+
+    def test_plot_of_another_kind_is_refused(self, cli, problem):
+        assert cli("solve", "problem.npz", "--plot", "prices.txt").exit_code == 2
+
 
 class TestCompare:
     def test_table_csv_and_plot(self, cli, tmp_path):

@@ -60,6 +60,8 @@ def test_the_comparison_can_fail():
 def test_examples_print_what_the_page_says(page, tmp_path, monkeypatch):
     if page.name == "flower.md":
         pytest.importorskip("flwr")
+    if page.name == "problem.md":
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for code, expected in examples(page):

@@ -119,7 +119,8 @@ def write_oscillation(
     folder: Path, size: tuple[int, int], seed: int = 0, on_line: Callable[[str], None] | None = None
 ) -> list[Path]:
     """Simulate all rules on all families; write rows, table and figure."""
-    from benchmarks.study.plots import oscillation_figure, save_figure
+    from benchmarks.study.plots import oscillation_figure
+    from fedmoe_sched.pictures import save_figure
 
     found: dict[tuple[str, str], list[Round]] = {}
     bound = 0.0

@@ -14,12 +14,13 @@ from benchmarks.study.plan import case_of
 from benchmarks.study.profile import profile, share_within, solved_seconds
 from fedmoe_sched.compare import Row
 from fedmoe_sched.compare_plot import plot_rows
+from fedmoe_sched.pictures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "write_plots"]
+__all__ = ["write_plots"]
 
 _OURS = "exact"
 _MARKERS = "oDs^vPX*hp<>d8"
@@ -48,21 +49,6 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     save_figure(profile_figure(main, styles), paths[1])
     plot_rows(_rows_of_gap(main), paths[2])
     return paths
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same file, byte by byte."""
-    import matplotlib as mpl
-
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with mpl.rc_context({"svg.hashsalt": "fedmoe-sched", "svg.fonttype": "none"}):
-        figure.savefig(path, dpi=110, metadata=metadata)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure as NewFigure
-
-    return NewFigure(figsize=(width, height), layout="constrained")
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, Style]:
@@ -95,7 +81,7 @@ def times_figure(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure:
     """
     families = list(dict.fromkeys(case_of(row.instance).family for row in rows))
     columns = 2
-    figure = _figure(10.5, 3.6 * math.ceil(len(families) / columns))
+    figure = new_figure(10.5, 3.6 * math.ceil(len(families) / columns))
     panels = figure.subplots(math.ceil(len(families) / columns), columns, squeeze=False, sharex=True, sharey=True)
     for axes in panels.flat[len(families) :]:
         axes.set_visible(False)
@@ -154,7 +140,7 @@ def _short(n: int, m: int) -> str:
 def profile_figure(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure:
     """Draw the performance profile of the exact solvers over all instances."""
     ratios = profile(solved_seconds(rows))
-    figure = _figure(8.5, 4.2)
+    figure = new_figure(8.5, 4.2)
     axes = figure.subplots()
     finite = [ratio for mine in ratios.values() for ratio in mine if math.isfinite(ratio)]
     most = min(_MOST_FACTOR, 2 * max(finite, default=1.0))
@@ -194,7 +180,7 @@ def oscillation_figure(series: Mapping[tuple[str, str], Sequence[float]], bound:
         Upper load bound over the mean load.
     """
     families = list(dict.fromkeys(family for family, _ in series))
-    figure = _figure(4.4 * len(families) + 1.6, 3.6)
+    figure = new_figure(4.4 * len(families) + 1.6, 3.6)
     panels = figure.subplots(1, len(families), squeeze=False, sharey=True)[0]
     rules = list(dict.fromkeys(rule for _, rule in series))
     looks = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +80,10 @@ def solve_file(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the answer to this .json or .csv file.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw loads, bounds and prices to this .svg, .png or .pdf file.", show_default=False),
+    ] = None,
 ) -> None:
     """Solve one problem from a file; print the answer and its certificate.
 
@@ -91,6 +96,7 @@ def solve_file(
     out of scores; a problem has its own bounds. Exit code 1: there is no assignment, or it breaks a constraint.
     """
     checked_output("--output", output, (".json", ".csv"))
+    checked_output("--plot", plot, (".svg", ".png", ".pdf"))
     if no_balance and balance is not None:
         msg = "--no-balance and --balance exclude one another"
         raise InputError(msg)
@@ -117,10 +123,14 @@ def solve_file(
         answer = dataclasses.replace(answer, relaxed=priced(answer, relaxed))
     if output is not None:
         write_text(output, _pairs_csv(answer) if output.suffix.lower() == ".csv" else answer.to_json(indent=1))
+    if plot is not None and answer.pairs is not None:
+        from fedmoe_sched.price_plot import plot_prices
+
+        plot_prices(answer, plot)
     if as_json:
         typer.echo(answer.to_json(indent=1))
     else:
-        _print_answer(answer, console(), output)
+        _print_answer(answer, console(), [path for path in (output, plot) if path is not None])
     if answer.status not in (Status.OPTIMAL, Status.FEASIBLE):
         raise typer.Exit(1)
 
@@ -149,7 +159,7 @@ def _pairs_csv(answer: Schedule) -> str:
     return text.getvalue()
 
 
-def _print_answer(answer: Schedule, out: Console, output: Path | None) -> None:
+def _print_answer(answer: Schedule, out: Console, written: Sequence[Path]) -> None:
     grid = plain_table("", "")
     grid.show_header = False
     for name, value in _facts(answer):
@@ -160,10 +170,10 @@ def _print_answer(answer: Schedule, out: Console, output: Path | None) -> None:
     if answer.problem.n_clients <= _MOST_CLIENTS_SHOWN:
         out.print()
         out.print(_assignment_table(answer))
-    elif output is None:
+    elif not written:
         out.print(f"(--json or --output for the experts of all {answer.problem.n_clients} clients)")
-    if output is not None:
-        out.print(f"written to {output}", markup=False)
+    for path in written:
+        out.print(f"written to {path}", markup=False)
 
 
 def _facts(answer: Schedule) -> list[tuple[str, str]]:
