@@ -30,7 +30,9 @@ from fedmoe_sched._budgets import fitting_counts, fitting_pairs, network_relaxat
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
 from fedmoe_sched.feasibility import find_conflict
+from fedmoe_sched.instances import soft
 from fedmoe_sched.problem_files import load_problem, save_problem
+from fedmoe_sched.registry import solver_class
 from fedmoe_sched.scores import resource_budgets, round_seconds
 
 # Two clients, three experts; client 0 can hold expert 0 alone or experts 1 and 2, client 1 anything.
@@ -128,6 +130,27 @@ def test_bound_with_load_penalties_is_knapsacks_and_conjugates():
     answer = solve(penalised)
     assert answer.objective == brute_force(penalised) == 7
     assert dual_bound(penalised, np.ones(3)) == answer.objective
+
+
+@pytest.mark.parametrize("seed", [10, 43])
+@pytest.mark.parametrize("penalised", [False, True])
+def test_cbc_does_not_cut_off_the_optimum(seed, penalised):
+    """With its usual cuts CBC calls less than the optimum optimal in three of these four problems."""
+    if solver_class("ilp-pulp").missing():
+        pytest.skip("no PuLP")
+    problem, rng = soft(40, 6, seed=seed), np.random.default_rng(seed)
+    problem = problem.replace(
+        desirability=8 * problem.desirability + 1,
+        capacity=4,
+        min_experts=1,
+        load_max=None if penalised else 20,
+        load_penalty=problem.load_penalty if penalised else None,
+        budgets=[
+            ResourceBudget("memory", rng.uniform(1, 3, 6), rng.uniform(3, 5, 40)),
+            ResourceBudget("seconds", rng.integers(1, 9, (40, 6)), np.full(40, 12.0)),
+        ],
+    )
+    assert solve(problem, "ilp-pulp").objective == pytest.approx(solve(problem, "milp-scipy").objective, rel=1e-9)
 
 
 def test_auto_takes_an_integer_program_for_budgets_with_a_load_penalty():
