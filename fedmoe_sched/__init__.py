@@ -16,6 +16,7 @@ from fedmoe_sched.errors import (
     WorkerError,
 )
 from fedmoe_sched.load_penalty import LoadPenalty
+from fedmoe_sched.max_min import Level, MaxMin, max_min
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
 from fedmoe_sched.resource_budget import ResourceBudget
@@ -37,8 +38,10 @@ __all__ = [
     "FitnessOptions",
     "InfeasibleError",
     "InputError",
+    "Level",
     "Limits",
     "LoadPenalty",
+    "MaxMin",
     "MissingDependencyError",
     "NoAssignmentError",
     "Relaxation",
@@ -58,6 +61,7 @@ __all__ = [
     "__version__",
     "certify",
     "dual_bound",
+    "max_min",
     "register_solver",
     "schedule",
     "solve",

@@ -103,6 +103,8 @@ def _plain(problem: AssignmentProblem, last: Schedule) -> dict[str, Any]:
         # Only prices give a bound that anybody can recompute.
         "certified_bound": None if last.prices is None else dual_bound(problem, last.prices),
         "violations": len(last.violations),
+        "client_jain": None if last.pairs is None else last.client_jain,
+        "expert_jain": None if last.pairs is None else last.expert_jain,
         "message": last.message if last.conflict is None else last.conflict.message,
     }
 

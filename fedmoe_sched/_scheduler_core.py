@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, FloatArray
-from fedmoe_sched._clients import ClientTable
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._clients import ClientTable, ClientUpdate
+from fedmoe_sched._fairness import fair_variables
 from fedmoe_sched._files import PathLike, read_archive, write_archive
 from fedmoe_sched._names import ExpertNames
 from fedmoe_sched._scheduler_options import SchedulerOptions
@@ -19,6 +20,7 @@ from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import OpenRound
+from fedmoe_sched.scores.capacity import CapacityProfile
 from fedmoe_sched.scores.fitness import FitnessScores
 from fedmoe_sched.scores.usage import UsageScores
 from fedmoe_sched.switching import switching_paid
@@ -56,7 +58,9 @@ class SchedulerCore:
         self._usage = UsageScores(m, self._options.usage, self._options.expert_compute)
         self._clients = ClientTable(m)
         asked = {} if self._options.selection is None else SELECTION_VARIABLES
-        self._variables = Variables(m, {**self.variables, **asked})
+        fair = {} if self._options.fairness is None else fair_variables(self._options.fairness)
+        self._variables = Variables(m, {**self.variables, **asked, **fair})
+        self._trained: IntArray = np.zeros(m, dtype=np.int64)
         self._round = 0
         self._prices: FloatArray | None = None
         self._open: OpenRound | None = None
@@ -198,6 +202,7 @@ class SchedulerCore:
             clients=self._clients,
             fitness=self._fitness,
             usage=self._usage,
+            trained=self._trained,
             prices=self._prices,
             opened=self._open,
             variables=self._variables,
@@ -213,6 +218,7 @@ class SchedulerCore:
         """
         parts = unpack_state(state, self.name, self.experts, self._fitness.options, self._variables.kinds)
         self._usage.restore(parts.usage)
+        self._trained = parts.trained
         self._clients, self._fitness, self._variables = parts.clients, parts.fitness, parts.variables
         self._round, self._prices, self._open = parts.round, parts.prices, parts.open
 
@@ -265,3 +271,28 @@ class SchedulerCore:
             msg = f"{os.fspath(path)}: not a state that {cls.__name__} can load: {reason}"
             raise StateFileError(msg) from error
         return loaded
+
+    def _opened_round(self, method: str) -> OpenRound:
+        if self._open is None:
+            msg = f"{method}: no round is open; plan() comes first"
+            raise InputError(msg)
+        return self._open
+
+    def _refuse_profile_without_cost(self, name: Hashable, profile: CapacityProfile | None) -> None:
+        if profile is not None and self._options.expert_cost is None:
+            msg = f"client {name!r}: profile: the scheduler needs expert_cost to use it"
+            raise InputError(msg)
+
+    def _add_new(self, names: list[Hashable]) -> None:
+        self._fitness.add(len(names))
+        self._variables.add(len(names))
+        self._clients.add(names)
+
+    def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:
+        """Take in the new names and the news of a plan that succeeded."""
+        rows = self._clients.numbers(names)
+        self._add_new([names[position] for position in np.flatnonzero(rows < 0).tolist()])
+        if updates:
+            rows = self._clients.numbers(names)
+            for position, update in updates.items():
+                self._clients.apply(int(rows[position]), update)

@@ -15,6 +15,7 @@ from fedmoe_sched._clients import CapacityRules
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.registry import solver_class
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
+from fedmoe_sched.scores.fairness import FairnessOptions
 from fedmoe_sched.scores.fitness import FitnessOptions
 from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
@@ -68,6 +69,7 @@ class SchedulerOptions:
     certify: bool
     selection: Any = None
     switching_cost: Any = 0.0
+    fairness: Any = None
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -79,6 +81,7 @@ class SchedulerOptions:
             "usage": _made("usage", UsageOptions, self.usage) or UsageOptions(),
             "selection": _made("selection", SelectionOptions, self.selection),
             "switching_cost": cost_option("switching_cost", self.switching_cost, m),
+            "fairness": _made("fairness", FairnessOptions, self.fairness),
             "fill": bool(self.fill),
             "certify": bool(self.certify),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
@@ -104,6 +107,9 @@ class SchedulerOptions:
             raise InputError(msg)
         if self.balance is not None and self.balance < 0:
             msg = f"balance = {self.balance}: must be >= 0, or None"
+            raise InputError(msg)
+        if self.fairness is not None and not self.fitness_weight > 0:
+            msg = f"fitness_weight = {self.fitness_weight}: must be > 0 with fairness, whose gains are in fitness"
             raise InputError(msg)
         if self.deadline is not None and not self.deadline > 0:
             msg = f"deadline = {self.deadline}: must be > 0 seconds, or None"
@@ -141,7 +147,7 @@ class SchedulerOptions:
         del plain["n_experts"]
         for name in ("load_min", "load_max", "switching_cost"):
             plain[name] = plain[name].tolist() if isinstance(plain[name], np.ndarray) else plain[name]
-        for name in ("expert_cost", "default_profile", "fitness", "usage", "selection"):
+        for name in ("expert_cost", "default_profile", "fitness", "usage", "selection", "fairness"):
             plain[name] = None if plain[name] is None else asdict(plain[name])
         plain["solver"] = _solver_to_plain(self.solver)
         return plain

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import FloatArray, as_vector
+from fedmoe_sched._arrays import FloatArray, IntArray, as_counts, as_vector
 from fedmoe_sched._clients import ClientTable
 from fedmoe_sched._names import decode_name, encode_name
 from fedmoe_sched._variables import StateVariable, Variables
@@ -40,6 +40,7 @@ class StateParts:
     clients: ClientTable
     fitness: FitnessScores
     usage: FloatArray
+    trained: IntArray
     round: int
     prices: FloatArray | None
     open: OpenRound | None
@@ -80,6 +81,7 @@ def pack_state(
     clients: ClientTable,
     fitness: FitnessScores,
     usage: UsageScores,
+    trained: IntArray,
     prices: FloatArray | None,
     opened: OpenRound | None,
     variables: Variables,
@@ -88,6 +90,7 @@ def pack_state(
     arrays = {f"clients.{name}": array for name, array in clients.arrays().items()}
     arrays |= {f"fitness.{name}": array for name, array in fitness.arrays().items()}
     arrays["usage"] = usage.values.copy()
+    arrays["trained"] = trained.copy()
     arrays["prices"] = np.zeros(0) if prices is None else prices.copy()
     if opened is not None:
         arrays |= {f"open.{name}": array for name, array in opened.arrays().items()}
@@ -147,6 +150,7 @@ def unpack_state(
         msg = f"fitness: has {len(fitness)} rows for {len(clients)} clients"
         raise InputError(msg)
     usage = as_vector("usage", arrays["usage"], m, "one per expert", least=0)
+    trained = as_counts("trained", arrays.get("trained", 0), m, "one per expert").copy()  # not in older states
     prices = arrays["prices"]
     prices = as_vector("prices", prices, m, "one per expert").copy() if prices.size else None
     opened = None
@@ -157,7 +161,7 @@ def unpack_state(
         msg = f"round = {round_!r}: must be a whole number >= 0"
         raise InputError(msg)
     own = Variables.restored(m, len(clients), variables, _part("own", arrays))
-    return StateParts(clients, fitness, usage, round_, prices, opened, own)
+    return StateParts(clients, fitness, usage, trained, round_, prices, opened, own)
 
 
 def _part(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -64,6 +64,8 @@ class Row:
         Peak resident memory of the process over the first solve: interpreter, engine and problem included.
     message : str
         Why there is no answer, or the backend's own words.
+    client_jain, expert_jain : float or None
+        Jain's index of the experts of each client, and of the loads.
     """
 
     instance: str
@@ -85,6 +87,8 @@ class Row:
     repeats: int = 0
     peak_bytes: int | None = None
     message: str = ""
+    client_jain: float | None = None
+    expert_jain: float | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -192,7 +196,7 @@ def read_csv(path: str | os.PathLike[str]) -> list[Row]:
     fields = [field.name for field in dataclasses.fields(Row)]
     with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != fields:
+        if reader.fieldnames not in (fields, fields[:-2]):  # files of older versions have no Jain indices
             msg = f"{os.fspath(path)}: the columns must be {', '.join(fields)}"
             raise InputError(msg)
         try:
@@ -211,7 +215,9 @@ def _row_of(cells: dict[str, str]) -> Row:
         "float | None": lambda text: float(text) if text else None,
         "int | None": lambda text: int(text) if text else None,
     }
-    return Row(**{field.name: readers[str(field.type)](cells[field.name]) for field in dataclasses.fields(Row)})
+    return Row(
+        **{field.name: readers[str(field.type)](cells.get(field.name, "")) for field in dataclasses.fields(Row)}
+    )
 
 
 @dataclass(frozen=True)

@@ -201,12 +201,19 @@ def load_figure(runs: Sequence[Run], *, labels: Sequence[str] | None = None) -> 
             extent=(0.5, rounds + 0.5, -0.5, run.n_experts - 0.5),
         )
         spread = float(np.nanmean(run.series("load_cv")))
-        axes.set(title=f"{label}\nmean load CV {spread:.2f}", xlabel="round")
+        axes.set(title=f"{label}\nmean load CV {spread:.2f}{_jain_text(run)}", xlabel="round")
         whole_numbers(axes)
     _label_rows(panels, "expert")
     _colour_bar(figure, panels, image, "load (clients)")
     figure.suptitle("Load per expert over rounds")
     return figure
+
+
+def _jain_text(run: Run) -> str:
+    """Name Jain's indices over all rounds, where the run has them."""
+    indices = (("clients", run.records[-1].get("client_jain")), ("experts", run.expert_jain()))
+    known = [f"{value:.2f} {over}" for over, value in indices if value is not None]
+    return f"\nJain {', '.join(known)}" if known else ""
 
 
 def heat_map_figure(

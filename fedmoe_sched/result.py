@@ -210,6 +210,20 @@ class Schedule:
         return self._chosen.loads
 
     @property
+    def client_jain(self) -> float:
+        """Jain's index of the experts of each client: 1 if all have as many, see `metrics.jain_index`."""
+        from fedmoe_sched.metrics import jain_index  # on top of what a schedule is
+
+        return jain_index(self._chosen.counts)
+
+    @property
+    def expert_jain(self) -> float:
+        """Jain's index of the loads: 1 if all are the same."""
+        from fedmoe_sched.metrics import jain_index
+
+        return jain_index(self.loads)
+
+    @property
     def objective(self) -> float | None:
         """Total desirability of the assignment, less the load penalty; None where there is none."""
         return None if self.certificate is None else self.certificate.objective
@@ -366,11 +380,14 @@ class Schedule:
             "violations": [] if certificate is None else [str(v) for v in certificate.violations],
             "conflict": None if self.conflict is None else self.conflict.message,
             "loads": None,
+            "client_jain": None,
+            "expert_jain": None,
             "assignment": None,
         }
         if self.pairs is not None:
             names = [str(self.problem.expert_name(j)) for j in range(self.problem.n_experts)]
             answer["loads"] = dict(zip(names, self.loads.tolist(), strict=True))
+            answer["client_jain"], answer["expert_jain"] = self.client_jain, self.expert_jain
             answer["assignment"] = {
                 str(client): [e if isinstance(e, int) else str(e) for e in experts]
                 for client, experts in self.experts_by_client().items()
@@ -393,7 +410,8 @@ class Schedule:
             gap = "none" if self.gap is None else f"{self.gap:.2g}"
             lines.append(f"  objective {self.objective:.6g}, bound {bound}, gap {gap}")
             low, high = int(self.loads.min()), int(self.loads.max())
-            lines.append(f"  {len(self.pairs.indices)} pairs, loads {low} to {high}")
+            jain = f"Jain's index {self.client_jain:.3f} (clients), {self.expert_jain:.3f} (experts)"
+            lines.append(f"  {len(self.pairs.indices)} pairs, loads {low} to {high}, {jain}")
         if self.relaxed:
             lines.append(f"  {len(self.relaxed)} bounds widened: {_some(self.relaxed)}")
         if self.violations:

@@ -74,6 +74,8 @@ class RoundRecord:
         What the objective has lost to the switching cost of these; 0 without one.
     client_jain : float
         Jain's index of the rounds answered so far, over all known clients.
+    expert_jain : float
+        Jain's index of the clients that reported on each expert so far.
     slowest_seconds : float or None
         Longest round time that a client reported.
     plan_seconds, build_seconds, solve_seconds, certify_seconds : float
@@ -103,6 +105,7 @@ class RoundRecord:
     experts_resent: int
     switching_paid: float
     client_jain: float
+    expert_jain: float
     slowest_seconds: float | None
     plan_seconds: float
     build_seconds: float
@@ -294,6 +297,8 @@ class OpenRound:
         Dual prices of the schedule.
     reports : dict of int to ClientReport
         By position in `clients`.
+    able : ndarray of int64
+        Rows of the available clients that could train any expert, chosen or not; only with a fairness option.
     """
 
     clients: IntArray
@@ -301,6 +306,7 @@ class OpenRound:
     summary: dict[str, Any]
     prices: FloatArray | None
     reports: dict[int, ClientReport] = field(default_factory=dict)
+    able: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of(cls, clients: IntArray, answer: Schedule, summary: Mapping[str, Any]) -> OpenRound:
@@ -348,6 +354,7 @@ class OpenRound:
         gathered = self.gathered()
         return {
             "clients": self.clients.copy(),
+            "able": self.able.copy(),
             "indptr": self.pairs.indptr.copy(),
             "indices": self.pairs.indices.copy(),
             "prices": np.zeros(0) if self.prices is None else self.prices.copy(),
@@ -377,9 +384,11 @@ class OpenRound:
         """
         clients, indptr, indices = arrays["clients"], arrays["indptr"], arrays["indices"]
         prices, ends, reported = arrays["prices"], arrays["report_indptr"], arrays["reported"]
+        able = arrays.get("able", np.zeros(0, dtype=np.int64))  # not in older states
         fits = (
             len(np.unique(clients)) == len(clients) > 0
             and _within(clients, n_clients)
+            and _within(able, n_clients)
             and _is_index(indptr, len(clients), len(indices))
             and _within(indices, n_experts)
             and len(prices) in (0, n_experts)
@@ -398,6 +407,7 @@ class OpenRound:
             raise InputError(msg)
         pairs = Assignment(indptr.copy(), indices.copy(), n_experts)
         open_round = cls(clients.copy(), pairs, dict(summary), prices.copy() if len(prices) else None)
+        open_round.able = able.copy()
         for at, position in enumerate(reported.tolist()):
             part = slice(int(ends[at]), int(ends[at + 1]))
             open_round.reports[position] = ClientReport(

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._clients import ClientUpdate, as_client_update, as_client_updates
+from fedmoe_sched._fairness import able_clients, gains, learned_fairness, selected_fairly
 from fedmoe_sched._names import check_names
 from fedmoe_sched._scheduler_core import SchedulerCore
+from fedmoe_sched._scheduler_options import ranged_option
 from fedmoe_sched._selecting import learned_selection, selected
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.metrics import jain_index
@@ -28,6 +30,7 @@ from fedmoe_sched.rounds import (
 )
 from fedmoe_sched.schedule import schedule
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
+from fedmoe_sched.scores.fairness import FairnessOptions
 from fedmoe_sched.scores.fitness import FitnessOptions
 from fedmoe_sched.scores.selection import SelectionOptions
 from fedmoe_sched.scores.usage import UsageOptions
@@ -70,6 +73,9 @@ class Scheduler(SchedulerCore):
         ``oort_utility``. None plans all.
     switching_cost : float or array_like of shape (m,), default 0.0
         As in `fedmoe_sched.schedule`, for experts that `held_by` does not name.
+    fairness : FairnessOptions or mapping of its fields, optional
+        What clients and experts are guaranteed over time: who is owed gains fitness for the plan, and goes first
+        in a `selection`. It bites where clients compete: with a selection, or with ``fill=False`` and load bounds.
 
     Raises
     ------
@@ -110,6 +116,7 @@ class Scheduler(SchedulerCore):
         certify: bool = False,
         selection: SelectionOptions | Mapping[str, Any] | None = None,
         switching_cost: float | npt.ArrayLike = 0.0,
+        fairness: FairnessOptions | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             experts,
@@ -132,6 +139,7 @@ class Scheduler(SchedulerCore):
             certify=certify,
             selection=selection,
             switching_cost=switching_cost,
+            fairness=fairness,
         )
 
     def add_client(
@@ -142,6 +150,7 @@ class Scheduler(SchedulerCore):
         profile: CapacityProfile | None = None,
         eligible: Iterable[Hashable] | None = None,
         fitness: Mapping[Hashable, float] | npt.ArrayLike | None = None,
+        rate: float | None = None,
     ) -> None:
         """Add a client, or change what is known of one. What is left out stays as it is.
 
@@ -157,6 +166,8 @@ class Scheduler(SchedulerCore):
             The only experts that it may train.
         fitness : mapping of expert to float, or array_like of shape (m,), optional
             Replaces the fitness of the experts that are named.
+        rate : float, optional
+            In [0, 1]: its own guaranteed share of rounds, in place of `FairnessOptions.client_rate`.
 
         Raises
         ------
@@ -167,6 +178,11 @@ class Scheduler(SchedulerCore):
         row = int(self._clients.numbers([name])[0])
         mask = None if eligible is None else self._experts.mask(f"client {name!r}: eligible", eligible)
         self._refuse_profile_without_cost(name, profile)
+        if rate is not None:
+            if self._options.fairness is None:
+                msg = f"client {name!r}: rate: the scheduler needs fairness to use it"
+                raise InputError(msg)
+            rate = ranged_option(f"client {name!r}: rate", rate, 0, 1)
         count = None if capacity is None else as_client_update("capacity", capacity).capacity
         values = None
         if fitness is not None:
@@ -177,6 +193,8 @@ class Scheduler(SchedulerCore):
         self._clients.apply(row, ClientUpdate(count, profile, mask))
         if values is not None:
             self._fitness.put(row, values)
+        if rate is not None:
+            self._variables.put_row(row, {"fair_rate": np.array(rate)})
 
     def plan(
         self, available_clients: Iterable[Hashable] | Mapping[Hashable, int | CapacityProfile | None]
@@ -216,13 +234,15 @@ class Scheduler(SchedulerCore):
             self._refuse_profile_without_cost(names[position], update.profile)
         rows = self._clients.numbers(names)
         capacity, eligible = self._clients.limits(rows, updates, self._options.rules)
-        available, new_names = len(names), names
+        available, new_names, able = len(names), names, able_clients(capacity, eligible)
         if self._options.selection is not None:
             chosen = self._selected(rows, capacity, updates)
             names, rows, capacity = tuple(names[i] for i in chosen.tolist()), rows[chosen], capacity[chosen]
             eligible = None if eligible is None else eligible[chosen]
         bare = self._fitness.of(rows)
         fitness = bare + self._fitness.bonus(rows) if self._fitness.options.exploration else bare
+        if self._options.fairness is not None:
+            fitness = fitness + gains(self._variables, rows, self._options.fairness)
         answer = self.decide(
             fitness, self.usage, capacity, eligible, clients=names, seed=self.round_seed(), warm_start=self._prices
         )
@@ -232,6 +252,8 @@ class Scheduler(SchedulerCore):
         self._learn_clients(new_names, updates)
         summary["plan_seconds"] = time.perf_counter() - start
         self._open = OpenRound.of(self._clients.numbers(names), answer, summary)
+        if self._options.fairness is not None:
+            self._open.able = self._clients.numbers(new_names)[able]
         return answer
 
     def decide(
@@ -408,9 +430,12 @@ class Scheduler(SchedulerCore):
         variables = self._variables.checked(self.learned_variables(opened, reports))
         if self._options.selection is not None:
             variables |= learned_selection(self._variables, opened.clients, reports, self._round + 1)
+        if self._options.fairness is not None:
+            variables |= learned_fairness(self._variables, opened, reports, self._options.fairness)
         trained = reports.answered & (opened.pairs.counts > 0)
         self._variables.put(variables)
         self._usage.update(work)
+        self._trained = self._trained + np.bincount(reports.experts, minlength=m)
         self._fitness.update(opened.clients[reports.positions], reports.experts, reports.rewards)
         self._clients.correction[opened.clients] = speeds
         self._clients.answered[opened.clients[trained]] += 1
@@ -425,6 +450,7 @@ class Scheduler(SchedulerCore):
             policy=self.name,
             usage=tuple(self.usage.tolist()),
             client_jain=jain_index(self._clients.answered),
+            expert_jain=jain_index(self._trained),
         )
 
     def learned_variables(self, opened: OpenRound, reports: RoundReports) -> Mapping[str, npt.ArrayLike]:
@@ -458,22 +484,6 @@ class Scheduler(SchedulerCore):
 
     # Private parts ---------------------------------------------------------------------------------------------
 
-    def _opened_round(self, method: str) -> OpenRound:
-        if self._open is None:
-            msg = f"{method}: no round is open; plan() comes first"
-            raise InputError(msg)
-        return self._open
-
-    def _refuse_profile_without_cost(self, name: Hashable, profile: CapacityProfile | None) -> None:
-        if profile is not None and self._options.expert_cost is None:
-            msg = f"client {name!r}: profile: the scheduler needs expert_cost to use it"
-            raise InputError(msg)
-
-    def _add_new(self, names: list[Hashable]) -> None:
-        self._fitness.add(len(names))
-        self._variables.add(len(names))
-        self._clients.add(names)
-
     def _selected(self, rows: IntArray, capacity: IntArray, updates: Mapping[int, ClientUpdate]) -> IntArray:
         """Return the positions of the clients that take part.
 
@@ -482,14 +492,6 @@ class Scheduler(SchedulerCore):
         able = np.flatnonzero(capacity > 0)
         seconds = self._clients.estimated_seconds(rows, updates, self._options.rules)[able]
         seed = self.round_seed()
-        chosen = selected(self._variables, rows[able], seconds, self._round + 1, self._options.selection, seed)
+        choose = selected if self._options.fairness is None else selected_fairly
+        chosen = choose(self._variables, rows[able], seconds, self._round + 1, self._options.selection, seed)
         return np.sort(np.concatenate([able[chosen], np.flatnonzero(capacity <= 0)]))
-
-    def _learn_clients(self, names: tuple[Hashable, ...], updates: Mapping[int, ClientUpdate]) -> None:
-        """Take in the new names and the news of a plan that succeeded."""
-        rows = self._clients.numbers(names)
-        self._add_new([names[position] for position in np.flatnonzero(rows < 0).tolist()])
-        if updates:
-            rows = self._clients.numbers(names)
-            for position, update in updates.items():
-                self._clients.apply(int(rows[position]), update)

@@ -208,6 +208,14 @@ class TestOutput:
         write_csv(rows, tmp_path / "rows.csv")
         assert read_csv(tmp_path / "rows.csv") == rows
 
+    def test_a_table_from_before_there_were_jain_indices_can_be_read(self, tmp_path):
+        rows = [a_row(client_jain=0.5, expert_jain=0.25)]
+        write_csv(rows, tmp_path / "rows.csv")
+        lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
+        older = "\n".join(line.rsplit(",", 2)[0] for line in lines)
+        (tmp_path / "rows.csv").write_text(older, encoding="utf-8")
+        assert read_csv(tmp_path / "rows.csv") == [a_row()]
+
     def test_a_table_of_something_else_is_named(self, tmp_path):
         (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"other\.csv: the columns must be instance,"):

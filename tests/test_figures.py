@@ -57,6 +57,8 @@ def make_run(path, policy="balanced", rounds=3, fitness=FITNESS):
                 "client_accuracy_mean": 0.3 * number,
                 "client_accuracy_worst_decile": 0.1 * number,
                 "loads": loads,
+                "trained_loads": loads,
+                "client_jain": 1.0,
                 "load_cv": loads.std() / loads.mean(),
                 "gap": float("nan"),
                 "solve_seconds": 0.5,
@@ -96,6 +98,8 @@ def test_load_figure_shows_clients_per_expert_and_round(tmp_path):
     panel, bar = load_figure([read_run(make_run(tmp_path / "a"))]).axes
     assert panel.images[0].get_array().tolist() == [[1, 2, 2], [1, 0, 0], [2, 2, 2]]
     assert "load CV" in panel.get_title()
+    # 5, 1 and 6 clients trained the experts
+    assert "Jain 1.00 clients, 0.77 experts" in panel.get_title()
     assert bar.get_ylabel() == "load (clients)"
 
 

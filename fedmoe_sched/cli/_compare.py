@@ -136,7 +136,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _table(rows: list[Row]) -> Table:
-    numbers = ("objective", "gap", "build", "solve", "read", "certify", "memory")
+    numbers = ("objective", "gap", "Jain c / e", "build", "solve", "read", "certify", "memory")
     table = plain_table("instance", "solver", "status", *numbers, "remark", right=numbers)
     last = None
     for row in rows:
@@ -147,6 +147,7 @@ def _table(rows: list[Row]) -> Table:
             row.status,
             number_text(row.objective),
             gap_text(row.gap),
+            "-" if row.client_jain is None else f"{row.client_jain:.3f} / {row.expert_jain:.3f}",
             seconds_text(row.build_seconds),
             seconds_text(row.solve_seconds),
             seconds_text(row.read_seconds),

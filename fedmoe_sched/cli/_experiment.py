@@ -30,6 +30,8 @@ _SHOWN = {
     "rounds_to_converge": "converged",
     "rounds_to_target": "to target",
     "load_cv": "load CV",
+    "client_jain": "Jain clients",
+    "expert_jain": "Jain experts",
     "fitness_given_up": "given up (%)",
 }
 

@@ -195,6 +195,7 @@ def _facts(answer: Schedule) -> list[tuple[str, str]]:
             ("gap", "-" if answer.violations else gap_text(answer.gap)),
             ("constraints", f"{held}, recomputed from the problem"),
             ("loads", f"{answer.loads.min()} to {answer.loads.max()} clients per expert"),
+            ("balance", f"Jain's index {answer.client_jain:.3f} per client, {answer.expert_jain:.3f} per expert"),
         ]
     if answer.relaxed:
         facts.append(("widened", _widened(answer)))

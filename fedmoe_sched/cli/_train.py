@@ -208,6 +208,7 @@ def _lines(config: TrainConfig) -> Iterator[Callable[[Record], None]]:
 def _note(record: Record) -> str:
     return (
         f"accuracy {record['accuracy']:.3f} loss {record['loss']:.3f} load CV {record['load_cv']:.3f} "
+        f"Jain {record['client_jain']:.3f} (clients) {record['expert_jain']:.3f} (experts) "
         f"gap {gap_text(record['gap'])} solve {seconds_text(record['solve_seconds'])}"
     )
 
@@ -244,6 +245,8 @@ def _summary_cells(row: dict[str, Any], target: float | None) -> dict[str, str |
         "best": f"{row['accuracy_best']:.3f}",
         "worst decile": _share(row["client_accuracy_worst_decile"]),
         "load CV": f"{row['load_cv']:.3f}",
+        "Jain clients": _share(row["client_jain"]),
+        "Jain experts": _share(row["expert_jain"]),
         "fitness given up": _share(row["fitness_given_up"]),
         "gap": gap_text(row["gap"]),
         "solve": seconds_text(row["solve_seconds"]),

@@ -18,7 +18,6 @@ from fedmoe_sched._files import write_text
 from fedmoe_sched.federated.experiment import Experiment, PlannedRun
 from fedmoe_sched.federated.experiment_runs import error_of, finished_rounds
 from fedmoe_sched.federated.runs import PHASES, Run, read_run
-from fedmoe_sched.metrics import jain_index
 
 __all__ = ["MEASURES", "ArmRow", "Measure", "RunRow", "Value", "collect", "measure", "summarise", "write_results"]
 
@@ -256,7 +255,7 @@ def measure(run: Run, target: float | None) -> dict[str, float | None]:
         "simulated_seconds_to_target": _until(seconds, reached),
         "megabytes_to_target": _until(traffic, reached, 1e-6),
         "load_cv": values["load_cv"],
-        "expert_jain": _expert_jain(run),
+        "expert_jain": run.expert_jain(),
         "client_jain": run.records[-1].get("client_jain"),  # counts all rounds so far
         "fitness_given_up": values["fitness_given_up"],
         "gap": values["gap"],
@@ -284,12 +283,6 @@ def _totals(run: Run, key: str) -> Any:
 
 def _until(totals: Any, rounds: int | None, factor: float = 1.0) -> float | None:
     return None if totals is None or rounds is None else factor * float(totals[rounds - 1])
-
-
-def _expert_jain(run: Run) -> float | None:
-    if any(record.get("trained_loads") is None for record in run.records):
-        return None
-    return jain_index(run.series("trained_loads").sum(axis=0))
 
 
 def summarise(rows: Sequence[RunRow]) -> list[ArmRow]:

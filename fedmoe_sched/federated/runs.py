@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._files import locked_folder, read_archive, write_archive, write_text
 from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.metrics import jain_index
 
 __all__ = ["PHASES", "Run", "RunFolder", "is_timing", "read_run"]
 
@@ -299,6 +300,12 @@ class Run:
             self._cache[key] = np.stack([_array_of(file, key) for file in files])
         return self._cache[key]
 
+    def expert_jain(self) -> float | None:
+        """Return Jain's index of the clients that trained each expert in all rounds; None if they are not told."""
+        if any(record.get("trained_loads") is None for record in self.records):
+            return None
+        return jain_index(self.series("trained_loads").sum(axis=0))
+
     def summary(self, target: float | None = None) -> dict[str, Any]:
         """Return the figures of a comparison table.
 
@@ -312,8 +319,9 @@ class Run:
         dict
             Final and best accuracy, the mean over the last five rounds, client accuracies, and means over the
             rounds of load CV, fitness given up, gap (None where no schedule has one) and solve time; ``seconds``
-            is all measured time of the rounds. ``bytes_down`` and ``bytes_up`` are the traffic of all rounds,
-            ``simulated_time`` the simulated seconds; None where no record has them.
+            is all measured time of the rounds. ``client_jain`` and ``expert_jain`` count all rounds.
+            ``bytes_down`` and ``bytes_up`` are the traffic of all rounds, ``simulated_time`` the simulated
+            seconds; None where no record has them.
         """
         last = self.records[-1]
         accuracy = self.series("accuracy")
@@ -331,6 +339,8 @@ class Run:
             "bytes_down": self._total("bytes_down"),
             "bytes_up": self._total("bytes_up"),
             "load_cv": _mean(self.series("load_cv")),
+            "client_jain": last.get("client_jain"),
+            "expert_jain": self.expert_jain(),
             "fitness_given_up": _mean(self.series("fitness_given_up")),
             "gap": _mean(self.series("gap")),
             "solve_seconds": _mean(self.series("solve_seconds")),

@@ -176,6 +176,17 @@ def _summary(record: Mapping[str, Any]) -> str:
 
 def _metrics(record: Mapping[str, Any]) -> MetricRecord:
     """Return the numbers of a record that Flower's own log and result can hold."""
-    keys = ("round", "accuracy", "loss", "load_cv", "answered", "failed", "bytes_down", "bytes_up")
+    keys = (
+        "round",
+        "accuracy",
+        "loss",
+        "load_cv",
+        "client_jain",
+        "expert_jain",
+        "answered",
+        "failed",
+        "bytes_down",
+        "bytes_up",
+    )
     numbers = {key: record[key] for key in keys if record.get(key) is not None}
     return MetricRecord({key: int(v) if isinstance(v, int) else float(v) for key, v in numbers.items()})

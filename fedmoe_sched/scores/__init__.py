@@ -10,6 +10,7 @@ from fedmoe_sched.scores.capacity import (
     resource_budgets,
     round_seconds,
 )
+from fedmoe_sched.scores.fairness import FairnessOptions, client_queues, expert_deficits, fairness_gains
 from fedmoe_sched.scores.fitness import (
     FitnessOptions,
     FitnessScores,
@@ -25,6 +26,7 @@ from fedmoe_sched.scores.usage import UsageOptions, UsageScores
 __all__ = [
     "CapacityProfile",
     "ExpertCost",
+    "FairnessOptions",
     "FitnessOptions",
     "FitnessScores",
     "SelectionOptions",
@@ -32,8 +34,11 @@ __all__ = [
     "UsageScores",
     "accuracy_reward",
     "capacity_and_eligibility",
+    "client_queues",
     "corrected_speed",
     "estimate_profile",
+    "expert_deficits",
+    "fairness_gains",
     "flux_reward",
     "loss_reward",
     "oort_reward",
