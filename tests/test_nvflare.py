@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("nvflare", reason="NVFlare is not installed; make test-nvflare has an environment with it")
 pytest.importorskip("torch")
 pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
-pytest.importorskip("nvflare", reason="NVFlare is not installed; make test-nvflare has an environment with it")
 
 import numpy as np
 from test_federated_coordinator import assert_same_records, records
