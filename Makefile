@@ -4,6 +4,7 @@
 #   make check         lint, types, docs, wheel-test, test
 #   make flower-demo   one run in the loop, in Flower's simulation, deployed on 127.0.0.1   (ARGS="--data-dir DIR")
 #   make test-flower   real Flower processes that are killed in the middle of a run; some minutes
+#   make nvflare-demo  one run in the loop and in NVFlare's simulator, in .venv-nvflare; make test-nvflare tests it
 #   make study         optimality against speed, as in docs/study.md    (ARGS="--quick" for a small one)
 # PIP_ARGS goes to every pip install. A CPU-only build of torch is a fraction of the default one: to have it, name
 # the index that carries it with PIP_ARGS="--extra-index-url ..." or in pip's own configuration.
@@ -12,15 +13,16 @@ PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
 PIP_ARGS ?=
+NVFLARE ?= nvflare==2.9.0
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 # One process per core is what runs in parallel: threads of the numerical libraries would only get in its way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo flower-demo study test test-slow test-flower lint format types docs wheel-test check clean
+.PHONY: help demo flower-demo nvflare-demo study test test-slow test-flower test-nvflare lint format types docs wheel-test check clean
 
 help:
-	@sed -n '2,7p' Makefile | cut -c3-
+	@sed -n '2,8p' Makefile | cut -c3-
 
 .venv/made:
 	@$(PYTHON) -m venv .venv
@@ -34,6 +36,14 @@ help:
 .venv/flower: .venv/made pyproject.toml constraints.txt
 	@echo "installing the package with what Flower needs"
 	@$(INSTALL) --editable '.[train,flower]'
+	@touch $@
+
+# Apart from the others: what NVFlare brings along (Flask, Docker, ...) is no concern of the package.
+.venv-nvflare/made: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv-nvflare
+	@echo "installing the package with what training needs, and NVFlare"
+	@.venv-nvflare/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		$(PIP_ARGS) --editable '.[train]' $(NVFLARE) pytest hypothesis
 	@touch $@
 
 .venv/bench: .venv/made pyproject.toml constraints.txt
@@ -52,6 +62,9 @@ demo: .venv/run
 flower-demo: .venv/flower
 	@$(BIN)/python examples/flower_demo.py $(ARGS)
 
+nvflare-demo: .venv-nvflare/made
+	@.venv-nvflare/bin/python examples/nvflare/demo.py $(ARGS)
+
 study: .venv/bench
 	@$(BIN)/python -m benchmarks.study $(ARGS)
 
@@ -63,6 +76,9 @@ test-slow: .venv/dev
 
 test-flower: .venv/dev
 	@$(BIN)/python -m pytest --quiet -m flower tests $(ARGS)
+
+test-nvflare: .venv-nvflare/made
+	@.venv-nvflare/bin/python -m pytest --quiet -m nvflare tests/test_nvflare.py $(ARGS)
 
 lint: .venv/dev
 	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; exit 1; }
