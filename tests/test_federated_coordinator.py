@@ -228,6 +228,8 @@ SPOILT = {
     "negative samples": (lambda r: changed(r, samples=-5.0), "samples = -5.0: must be finite and >= 0"),
     "reward": (lambda r: changed(r, rewards=dict.fromkeys(r.rewards, math.nan)), "must be finite"),
     "no reward": (lambda r: changed(r, rewards={}), "rewards of experts []"),
+    "large reward": (lambda r: changed(r, rewards=dict.fromkeys(r.rewards, -1e300)), "rewards of more than 2**53"),
+    "loss": (lambda r: changed(r, loss=math.nan), "loss = nan: must be finite"),
     "seconds": (lambda r: changed(r, seconds=math.inf), "seconds = inf"),
     "stranger": (lambda r: changed(r, client="client-9"), "no expert was assigned to it"),
 }
@@ -252,6 +254,16 @@ def test_a_malformed_update_is_left_out_and_named_and_the_rest_is_used(kind, tmp
         states.append(coordinator.state)
     assert_same_state(*states)
     assert all(torch.isfinite(value).all() for value in states[0].values())
+
+
+def test_what_a_client_was_not_to_train_it_cannot_change(tmp_path):
+    coordinator = Coordinator(small(**{"local.train_gate": False}), tmp_path / "run")
+    before = coordinator.state["gate.bias"]
+    results = Clients(coordinator).train(coordinator, coordinator.plan(everybody(coordinator)))
+    theirs = {**results[0].update.parameters, "gate.bias": np.ones(before.shape)}
+    record = coordinator.close([changed(results[0], parameters=theirs), *results[1:]])
+    assert record["rejected"] == [f"{results[0].update.client}: parameter 'gate.bias': was not to be trained"]
+    assert torch.equal(coordinator.state["gate.bias"], before)
 
 
 def test_a_second_answer_of_a_client_is_not_used(tmp_path):

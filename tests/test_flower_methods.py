@@ -176,6 +176,10 @@ QUESTION_FAULTS = {
         changed_signals(lambda told: told.update(gate_max=[-0.5] * 6)),
         "client-2: signal 'gate_max'[0] = -0.5: must be >= 0",
     ),
+    "large": (
+        changed_signals(lambda told: told.update(gate_max=[1e300] * 6)),
+        "client-2: signal 'gate_max'[0] = 1e+300: must be at most 2**53",
+    ),
     "empty": (emptied, "cannot be read (KeyError: 'signals')"),
     "raises": (broken, "RuntimeError: sensor lost"),
     "late": (expired, "the message has expired"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedmoe_sched.federated.cost import is_trained, model_cost
 from fedmoe_sched.federated.methods import Brief
 from fedmoe_sched.federated.runs import RunFolder
 from fedmoe_sched.federated.server import Record, Server
-from fedmoe_sched.federated.signals import signal_fault
+from fedmoe_sched.federated.signals import LARGEST, signal_fault
 from fedmoe_sched.federated.workers import ClientJob, ClientQuestion
 from fedmoe_sched.scores import CapacityProfile
 
@@ -355,22 +355,31 @@ def _refuse_simulated(config: TrainConfig) -> None:
 
 def _feedback_fault(result: LocalResult, trained: Sequence[int]) -> str | None:
     """Say why the policy cannot be told of a result; None if it can."""
-    told = {"expert_samples": result.update.expert_samples, "rewards": result.rewards}
-    for name, values in told.items():
+    return next(_feedback_faults(result, trained), None)
+
+
+def _feedback_faults(result: LocalResult, trained: Sequence[int]) -> Iterator[str]:
+    weights = result.update.expert_samples
+    for name, values in {"expert_samples": weights, "rewards": result.rewards}.items():
         if set(values) != set(trained):
-            return f"{name} of experts {sorted(values)}, but {sorted(trained)} were assigned to it"
+            yield f"{name} of experts {sorted(values)}, but {sorted(trained)} were assigned to it"
         for expert, value in values.items():
             if not math.isfinite(value):
-                return f"{name} of expert {expert} = {value}: must be finite"
+                yield f"{name} of expert {expert} = {value}: must be finite"
     # Methods may put other weights in the place of these before anybody looks at them.
-    for expert, count in result.update.expert_samples.items():
+    for expert, count in weights.items():
         if count < 0:
-            return f"samples of expert {expert} = {count}: must be finite and >= 0"
-    if not max(result.update.samples, *result.update.expert_samples.values()) <= 2**53:
-        return "claims more than 2**53 samples"
+            yield f"samples of expert {expert} = {count}: must be finite and >= 0"
+    for what, numbers in {
+        "samples": (result.update.samples, *weights.values()),
+        "rewards": result.rewards.values(),
+    }.items():
+        if not max(map(abs, numbers)) <= LARGEST:
+            yield f"claims {what} of more than 2**53"
+    if not math.isfinite(result.loss):
+        yield f"loss = {result.loss}: must be finite"
     if not (math.isfinite(result.seconds) and result.seconds >= 0):
-        return f"seconds = {result.seconds}: must be finite and >= 0"
-    return None
+        yield f"seconds = {result.seconds}: must be finite and >= 0"
 
 
 def _reasons(opened: _OpenRound, results: Sequence[LocalResult], unanswered: Mapping[str, str]) -> dict[str, str]:

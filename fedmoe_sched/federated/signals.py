@@ -18,6 +18,7 @@ from fedmoe_sched.federated.model import MixtureOfExperts
 from fedmoe_sched.scores import oort_reward
 
 __all__ = [
+    "LARGEST",
     "SIGNALS",
     "Observation",
     "experts_needed",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 _BATCH = 500
+
+#: The most that a client's word is taken for: beyond it sums of what clients tell would lose the others.
+LARGEST = 2.0**53
 
 Floats = npt.NDArray[np.float64]
 
@@ -205,6 +209,8 @@ def _number_fault(number: float, expected: float, least: float | None) -> str | 
         return None if np.isnan(number) else "must be nan, the client was not asked about this expert"
     if not np.isfinite(number):
         return "must be finite"
+    if abs(number) > LARGEST:
+        return "must be at most 2**53"
     return None if least is None or number >= least else f"must be >= {least:g}"
 
 
