@@ -30,14 +30,16 @@ class FakeGrid(Grid):
     fault : callable, optional
         Called with (client number, round, the reply) for every training task. What it returns is the reply; None
         is no reply, and the node is busy from then on (`recover`); an exception is one of the ClientApp.
+    question_fault : callable, optional
+        The same for every question before a round.
     """
 
-    def __init__(self, app, node_configs, fault=None):
+    def __init__(self, app, node_configs, fault=None, question_fault=None):
         let_messages_be_made()
-        self.app, self.fault = app, fault
+        self.app, self.faults = app, {"task": fault, "question": question_fault}
         self.nodes, self.busy = {}, set()
         self.sent = []  # (node number, message) of every training task
-        self.queries = []
+        self.asked = []  # of every question before a round
         self._open, self._numbers = {}, itertools.count(1001)
         self._ids = itertools.count()
         self.started = [self.add(config) for config in node_configs]
@@ -78,11 +80,10 @@ class FakeGrid(Grid):
             ids.append(message.metadata.message_id)
             self._open[ids[-1]] = message
             node = message.metadata.dst_node_id
-            if message.metadata.message_type == MessageType.TRAIN:
+            kind = _kind(message)
+            if kind is not None:
                 assert node not in self.busy, "work for a node that owes an answer"
-                self.sent.append((node, message))
-            else:
-                self.queries.append(node)
+                (self.sent if kind == "task" else self.asked).append((node, message))
         return ids
 
     def pull_messages(self, message_ids):
@@ -101,17 +102,24 @@ class FakeGrid(Grid):
         number = message.metadata.dst_node_id
         if number not in self.nodes or number in self.busy:
             return None
-        training = message.metadata.message_type == MessageType.TRAIN
+        fault = self.faults.get(_kind(message))
         try:
             reply = self.app(message, self.nodes[number])
-            if training and self.fault is not None:
+            if fault is not None:
                 client = self.nodes[number].node_config["partition-id"]
-                reply = self.fault(client, int(message.metadata.group_id), reply)
+                reply = fault(client, int(message.metadata.group_id), reply)
         except Exception as error:
             return Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)
         if reply is None:
             self.busy.add(number)
         return reply
+
+
+def _kind(message):
+    """Tell tasks, questions, and queries who a node is (None)."""
+    if message.metadata.message_type == MessageType.TRAIN:
+        return "task"
+    return "question" if "question" in message.content else None
 
 
 def expired(reply):

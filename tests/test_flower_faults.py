@@ -138,7 +138,8 @@ def test_a_supernode_that_is_killed_and_started_anew_comes_back_as_the_same_clie
 
 
 def test_a_superlink_that_is_killed_and_a_new_run_that_goes_on(tmp_path):
-    settings = SMALL | {"rounds": 4}
+    """Experts and gates are personal here; the new run has new nodes."""
+    settings = SMALL | {"rounds": 4, "policy": "fedmoe-da"}
     expected = tmp_path / "local"
     run_training(read_run_config(settings)[0], expected)
     folder = tmp_path / "run"
@@ -152,4 +153,4 @@ def test_a_superlink_that_is_killed_and_a_new_run_that_goes_on(tmp_path):
     with Deployment(tmp_path / "second", APP, nodes) as deployment:
         report = deployment.run(settings | {"flower.resume": True}, timeout=LIMIT)
     assert report.status == "finished:completed"
-    assert_same_run(folder, expected)
+    assert_same_run(folder, expected, traffic=False)

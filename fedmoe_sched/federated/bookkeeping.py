@@ -1,4 +1,4 @@
-"""What the loop on one machine and the coordinator have in common: names, seeds, records, arrays."""
+"""Small parts of a round that need no server: names, seeds, times, records, arrays."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fedmoe_sched.federated.evaluate import Evaluation
 from fedmoe_sched.federated.partition import Partition
 
 __all__ = [
+    "Arrays",
     "Laps",
     "Stream",
     "client_arrays",

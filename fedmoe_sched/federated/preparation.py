@@ -42,12 +42,6 @@ class Prepared:
     cells: IntArray
     shares: npt.NDArray[np.float64]
 
-    def samples_of(self, client: int) -> tuple[npt.NDArray[np.float32], IntArray]:
-        """Return the training images, normalised, and labels of one client."""
-        rows = self.partition.samples[client]
-        images = np.asarray(self.data.normalised(self.data.train_images[rows]))
-        return images, self.data.train_labels[rows]
-
 
 def prepare(config: TrainConfig) -> Prepared:
     """Load, split, shift and turn into features what the settings name.

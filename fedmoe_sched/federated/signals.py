@@ -17,9 +17,21 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.model import MixtureOfExperts
 from fedmoe_sched.scores import oort_reward
 
-__all__ = ["SIGNALS", "Observation", "experts_needed", "observe", "refuse_unknown_signals", "tell_signals"]
+__all__ = [
+    "LARGEST",
+    "SIGNALS",
+    "Observation",
+    "experts_needed",
+    "observe",
+    "refuse_unknown_signals",
+    "signal_fault",
+    "tell_signals",
+]
 
 _BATCH = 500
+
+#: The most that a client's word is taken for: beyond it sums of what clients tell would lose the others.
+LARGEST = 2.0**53
 
 Floats = npt.NDArray[np.float64]
 
@@ -129,6 +141,77 @@ def refuse_unknown_signals(names: Iterable[str], who: str) -> None:
 def tell_signals(names: Iterable[str], seen: Observation) -> dict[str, npt.NDArray[np.float64]]:
     """Return the signals of those names."""
     return {name: np.asarray(SIGNALS[name](seen), dtype=np.float64) for name in names}
+
+
+def signal_fault(
+    names: Iterable[str],
+    told: Mapping[str, npt.ArrayLike],
+    *,
+    n_experts: int,
+    n_classes: int,
+    judged: Sequence[int],
+    trained: Sequence[int] = (),
+    least: Mapping[str, float] | None = None,
+) -> str | None:
+    """Say what is wrong with the signals that a client told; None if nothing.
+
+    Parameters
+    ----------
+    names : iterable of str
+        What it was asked for.
+    told : mapping of str to array_like
+        By name; others than those are not looked at.
+    n_experts : int
+        m.
+    n_classes : int
+    judged, trained : sequence of int
+        Experts that it was asked about, and trained; of others it can tell nothing (NaN).
+    least : mapping of str to float, optional
+        The least value of a signal that has one.
+
+    Examples
+    --------
+    >>> signal_fault(["gate_mean"], {"gate_mean": [0.5, np.nan]}, n_experts=2, n_classes=10, judged=[])
+    "signal 'gate_mean'[1] = nan: must be finite"
+    """
+    one, every = np.ones(1), np.full((1, n_experts), 1 / n_experts)
+    norms = dict.fromkeys(trained, 1.0)
+    labels, hits, losses = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.bool_), np.ones((1, len(judged)))
+    example = Observation(n_experts, n_classes, labels, every, tuple(judged), losses, one, hits, norms)
+    faults = (
+        _signal_fault(name, told, expected, (least or {}).get(name))
+        for name, expected in tell_signals(names, example).items()
+    )
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _signal_fault(
+    name: str, told: Mapping[str, npt.ArrayLike], expected: Floats, least: float | None
+) -> str | None:
+    """Compare a signal with one that a client could tell: of its shape, with numbers where that has numbers."""
+    if name not in told:
+        return f"lacks the signal {name!r}"
+    try:
+        value = np.asarray(told[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        return f"signal {name!r}: cannot be read as numbers ({error})"
+    if value.shape != expected.shape:
+        return f"signal {name!r}: has shape {value.shape}, must be {expected.shape}"
+    for place in np.ndindex(value.shape):
+        fault = _number_fault(float(value[place]), float(expected[place]), least)
+        if fault is not None:
+            return f"signal {name!r}{list(place) if place else ''} = {value[place]}: {fault}"
+    return None
+
+
+def _number_fault(number: float, expected: float, least: float | None) -> str | None:
+    if np.isnan(expected):
+        return None if np.isnan(number) else "must be nan, the client was not asked about this expert"
+    if not np.isfinite(number):
+        return "must be finite"
+    if abs(number) > LARGEST:
+        return "must be at most 2**53"
+    return None if least is None or number >= least else f"must be >= {least:g}"
 
 
 @torch.no_grad()

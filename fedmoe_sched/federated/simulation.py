@@ -14,45 +14,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.federated.aggregate import Aggregation
-from fedmoe_sched.federated.bookkeeping import (
-    Laps,
-    Stream,
-    client_arrays,
-    client_names,
-    learning_record,
-    restored_state,
-    round_arrays,
-    round_random,
-)
+from fedmoe_sched.federated.bookkeeping import Arrays, Laps, Stream, round_random
 from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.clock import Gathering, Outcome, SimulatedClock
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.cost import model_cost
 from fedmoe_sched.federated.devices import draw_devices
-from fedmoe_sched.federated.evaluate import Evaluation, evaluate
-from fedmoe_sched.federated.methods import Brief, Method, Setting, make_method, work_of
-from fedmoe_sched.federated.methods.cached import CachedExperts, refuse_cache
-from fedmoe_sched.federated.model import build_model
-from fedmoe_sched.federated.preparation import prepare
+from fedmoe_sched.federated.methods import Brief, work_of
 from fedmoe_sched.federated.runs import Run, RunFolder, read_run
-from fedmoe_sched.federated.signals import experts_needed, observe, refuse_unknown_signals, tell_signals
-from fedmoe_sched.federated.workers import ClientJob, client_pool
-from fedmoe_sched.policies import Policy, load_policy, make_policy, policy_class
+from fedmoe_sched.federated.server import Record, Server
+from fedmoe_sched.federated.workers import LocalTrainer, client_pool
 from fedmoe_sched.scores import profile_table
 
 __all__ = ["Callback", "RunResult", "run_training"]
 
-Record = dict[str, Any]
 Callback = Callable[[Record], None]
-
-# What belongs to the method, among the arrays of a checkpoint.
-_OF_METHOD = "method:"
 
 
 @dataclass(frozen=True)
@@ -115,13 +95,7 @@ def run_training(
     with _torch_threads(config.threads), contextlib.ExitStack() as held:
         loop = _Loop(config, folder)
         held.enter_context(folder.locked())
-        if resume and folder.config_file.exists():
-            config.refuse_to_continue(folder.config_file)
-            loop.restore()
-            folder.write_config(config.to_toml())
-        else:
-            folder.begin(config.to_toml())
-        loop.write_clients()
+        loop.begin(resume=resume)
         with loop.pool:
             while loop.round < config.rounds:
                 record = loop.next_round()
@@ -140,75 +114,38 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Loop:
-    """State and steps of one run; `round` is the number of finished rounds."""
+class _Loop(Server):
+    """The server, with clients that are trained here, on simulated devices."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
-        self.device = _device(config.device)
-        self.prepared = prepare(config)
-        self.data, self.partition = self.prepared.data, self.prepared.partition
-        self.capacity = config.clients.capacities()
-        self.names = client_names(config.clients.count)
-        self.numbers = {name: i for i, name in enumerate(self.names)}
-        channels = self.data.train_images.shape[1]
-        self.model = build_model(config.model, channels, self.data.n_classes, seed=config.seed).to(self.device)
-        self.state: dict[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        super().__init__(config, folder)
+        data, partition = self.prepared.data, self.prepared.partition
         self.devices = draw_devices(
             config.devices, config.clients.count, seed=config.seed, data_dir=config.data.dir
         )
-        self.method = self._new_method()
         self.clock = self._new_clock()
-        self.policy = self._new_policy()
-        refuse_unknown_signals(self._signals("once", "before", "after"), f"policy {config.policy!r}")
-        self.told: set[int] = set()  # clients that have told what they are asked for once
-        self.held: list[list[int]] = [[] for _ in self.names]  # of each client, when it was last planned
-        self.round = 0
-        self.pool = client_pool(config, self.data, self.partition.samples)
+        # Options of the config come on top: a policy may be made to misjudge or to ignore the devices.
+        policy = self.make_policy(self.clock.policy_options())
+        for i, profile in enumerate(self.clock.profiles):
+            policy.add_client(self.names[i], capacity=self.capacity[i], profile=profile)
+        self.trainer = LocalTrainer(config, data, partition.samples)
+        self.pool = client_pool(config, data, partition.samples)
 
     def _new_clock(self) -> SimulatedClock:
         config = self.config
-        sizes = {name: value.numel() * value.element_size() for name, value in self.state.items()}
         return SimulatedClock(
-            model_cost(sizes, config.local, config.devices, self.method.is_personal),
+            model_cost(self.sizes, config.local, config.devices, self.method.is_personal),
             config.model.experts,
-            samples=[len(rows) * config.local.epochs for rows in self.partition.samples],
+            samples=[len(rows) * config.local.epochs for rows in self.prepared.partition.samples],
             devices=self.devices,
             deadline=config.devices.deadline,
             min_available=config.devices.min_available,
         )
 
-    def _new_method(self) -> Method:
-        config = self.config
-        setting, clients = Setting(tuple(self.names), config.model.experts), config.clients
-        name = policy_class(config.policy).method
-        refuse_cache(clients.cache, config.policy, name)
-        if clients.cache == "none":
-            return make_method(name, setting)
-        return CachedExperts(setting, clients.max_staleness if clients.cache == "stale" else None)
-
-    def _signals(self, *times: str) -> tuple[str, ...]:
-        """Name what clients are asked for at these times, by the policy and, after training, by the method."""
-        asked = [name for when in times for name in self.policy.signals(when)]
-        return tuple(dict.fromkeys([*asked, *(self.method.signals if "after" in times else ())]))
-
-    def _new_policy(self) -> Policy:
-        config = self.config
-        # Options of the config come on top: a policy may be made to misjudge or to ignore the devices.
-        options = {"seed": config.seed, **self.clock.policy_options(), **config.policy_options}
-        policy = make_policy(config.policy, config.model.experts, **options)
-        for i, profile in enumerate(self.clock.profiles):
-            policy.add_client(self.names[i], capacity=self.capacity[i], profile=profile)
-        return policy
-
-    def write_clients(self) -> None:
-        """Write what figures need to know of the clients."""
-        from fedmoe_sched._files import write_archive
-
-        arrays = client_arrays(self.partition, self.capacity)
-        if self.devices is not None:
-            arrays["profiles"] = profile_table(self.devices.profiles)
-        write_archive(self.folder.clients_file, arrays, {"names": self.names})
+    def client_arrays(self) -> Arrays:
+        """Return what figures need to know of the clients, the profiles of their devices included."""
+        profiles = {} if self.devices is None else {"profiles": profile_table(self.devices.profiles)}
+        return {**super().client_arrays(), **profiles}
 
     # One round -----------------------------------------------------------------------------------------------
 
@@ -217,69 +154,26 @@ class _Loop:
         number = self.round + 1
         clock = Laps()
         gathering = self.clock.gather(self._drawn(number))
-        self._ask(gathering.clients)
-        self.method.before_plan(self.policy, self.state, gathering.clients)
-        clock.lap("ask_seconds")
-        schedule = self.policy.plan({self.names[i]: self.capacity[i] for i in gathering.clients})
-        assigned = {str(name): [int(j) for j in experts] for name, experts in schedule.experts_by_client().items()}  # type: ignore[call-overload]
-        clock.lap("schedule_seconds")
-        briefs = {
-            name: self.method.brief(self.numbers[name], experts, self.state)
-            for name, experts in assigned.items()
-            if experts
-        }
+        for question in self.questions_to(gathering.clients):
+            self.hear(question, self.trainer.answer(self.state, question))
+        capacities = {self.names[i]: self.capacity[i] for i in gathering.clients}
+        assigned, briefs = self.decide(capacities, clock)
         outcome = self._simulate(number, gathering, briefs)
         # Nobody would see what the others learn: it costs no time to simulate.
         working = [name for name, answered in zip(briefs, outcome.answered.tolist(), strict=True) if answered]
-        results = self.pool.train(self.state, [self._job(number, name, briefs[name]) for name in working])
+        results = self.pool.train(self.state, [self.job(number, name, briefs[name]) for name in working])
         clock.lap("train_seconds")
         combined = self.method.merge(self.state, [result.update for result in results], briefs, self.policy)
         self.state = combined.state
         clock.lap("aggregate_seconds")
-        closed = self._report(briefs, results, combined, self._seconds(list(briefs), outcome, results))
+        rejected = {rejection.client for rejection in combined.rejected}
+        used = [result for result in results if result.update.client not in rejected]
+        closed = self.teach(briefs, used, self._seconds(list(briefs), outcome, results))
         clock.lap("feedback_seconds")
-        for name, experts in assigned.items():
-            self.held[self.numbers[name]] = experts
-        evaluation = self._evaluate()
-        clock.lap("evaluate_seconds")
-        rejected = [str(rejection) for rejection in combined.rejected]
-        learnt = learning_record(results, evaluation)
         saved = sum(float(self.clock.expert_bytes[list(brief.kept)].sum()) for brief in briefs.values())
-        sent = {**outcome.record, "bytes_saved": round(saved)}
-        record = {**closed, **learnt, "rejected": rejected, **sent, **clock.laps}
-        m = self.config.model.experts
-        arrays = round_arrays(self.numbers, m, assigned, results, evaluation, self.policy)
-        self.folder.write_schedule(number, arrays)
-        self._checkpoint(number, self.folder.append(record))
-        return record
-
-    def _ask(self, clients: Sequence[int]) -> None:
-        """Ask clients for what the policy wants to know before it plans."""
-        always = self._signals("before")
-        for client in clients:
-            names = always if client in self.told else (*self._signals("once"), *always)
-            if not names:
-                continue
-            images, labels = self.prepared.samples_of(client)
-            parts = {k: torch.as_tensor(v) for k, v in self.method.personal_parts(client).items()}
-            every = range(self.config.model.experts)
-            held, judged = experts_needed(names, every, every)
-            self.model.load_parts({**self.state, **parts}, {*held, *judged})
-            seen = observe(
-                self.model,
-                torch.from_numpy(images).to(self.device),
-                torch.from_numpy(labels).to(self.device),
-                held,
-                judged,
-                n_classes=self.data.n_classes,
-            )
-            self.policy.tell(self.names[client], tell_signals(names, seen))
-            self.told.add(client)
-
-    def _evaluate(self) -> Evaluation:
-        views = [self.method.client_view(client, held) for client, held in enumerate(self.held)]
-        whole = self.method.global_view()
-        return evaluate(self.model, self.state, self.prepared, views, device=self.device, whole=whole)
+        faults = [str(rejection) for rejection in combined.rejected]
+        more = {"rejected": faults, **outcome.record, "bytes_saved": round(saved)}
+        return self.settle(number, assigned, results, closed, more, clock)
 
     def _drawn(self, number: int) -> list[int]:
         """Draw who may take part: a share of all clients, whether available or not."""
@@ -310,78 +204,24 @@ class _Loop:
     def _random(self, purpose: Stream, number: int) -> np.random.Generator:
         return round_random(self.config.seed, purpose, number)
 
-    def _job(self, number: int, name: str, brief: Brief) -> ClientJob:
-        client = self.numbers[name]
-        seed = (self.config.seed, int(Stream.LOCAL), number, client)
-        return ClientJob(name, client, brief, seed, self._signals("after"))
-
-    def _report(
-        self,
-        briefs: Mapping[str, Brief],
-        results: Sequence[LocalResult],
-        combined: Aggregation,
-        seconds: Mapping[str, float],
-    ) -> dict[str, Any]:
-        """Feed the policy, in the order of the plan, and close its round."""
-        rejected = {str(rejection.client) for rejection in combined.rejected}
-        answers = {str(r.update.client): r for r in results if str(r.update.client) not in rejected}
-        for name in briefs:
-            result = answers.get(name)
-            if result is None:
-                self.policy.report(name, failed=True)
-                continue
-            samples = result.update.expert_samples
-            feedback = {j: (samples[j], reward) for j, reward in result.rewards.items()}
-            self.policy.report(name, feedback, seconds=seconds.get(name))
-        record = self.policy.close_round().to_dict()
-        asked = self.policy.signals("after")
-        for name, result in answers.items():
-            if asked:
-                self.policy.tell(name, {signal: result.update.signals[signal] for signal in asked})
-        return record
-
     # Checkpoints ---------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, number: int, metrics_bytes: int) -> None:
-        arrays: dict[str, npt.NDArray[Any]] = {name: value.cpu().numpy() for name, value in self.state.items()}
-        arrays |= {_OF_METHOD + name: value for name, value in self.method.arrays().items()}
-        metadata = {
-            "metrics_bytes": metrics_bytes,
-            "held": self.held,
-            "told": sorted(self.told),
+    def simulated(self) -> dict[str, Any]:
+        """Return the simulated time, and what tells these devices from others."""
+        return {
             "simulated_time": self.clock.time,
             "devices": None if self.devices is None else self.devices.fingerprint(),
         }
-        self.folder.save_checkpoint(number, arrays, metadata, self.policy)
-        self.round = number
 
-    def restore(self) -> None:
-        """Go back to the latest checkpoint; to the start if there is none."""
-        found = self.folder.load_checkpoint()
-        if found is None:
-            self.folder.rewind(0, 0)
-            return
-        arrays, metadata, policy_file = found
-        state = restored_state(self.state, arrays, policy_file.with_name("model.npz"))
+    def restore_simulated(self, metadata: Mapping[str, Any]) -> None:
+        """Take back what `simulated` returned.
+
+        Raises
+        ------
+        InputError
+            The run was on other devices.
+        """
         if self.devices is not None and metadata["devices"] != self.devices.fingerprint():
             msg = f"run folder {self.folder.path}: was started with other devices (other files of measurements?)"
             raise InputError(msg)
         self.clock.time = metadata.get("simulated_time", 0.0)  # not in runs from before there was a clock
-        self.state = state
-        self.method.restore(
-            {name.removeprefix(_OF_METHOD): v for name, v in arrays.items() if name.startswith(_OF_METHOD)}
-        )
-        self.told = set(metadata.get("told", ()))
-        self.policy = load_policy(policy_file)
-        self.held, self.round = metadata["held"], metadata["round"]
-        self.folder.rewind(self.round, metadata["metrics_bytes"])
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        msg = f"device = {name!r}: cannot be used here ({str(error).splitlines()[0]})"
-        raise InputError(msg) from error
-    return device

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,8 +38,9 @@ from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.data import Dataset
 from fedmoe_sched.federated.methods import Brief
 from fedmoe_sched.federated.model import build_model
+from fedmoe_sched.federated.signals import experts_needed, observe, tell_signals
 
-__all__ = ["ClientJob", "ClientPool", "LocalTrainer", "client_pool"]
+__all__ = ["ClientJob", "ClientPool", "ClientQuestion", "LocalTrainer", "client_pool"]
 
 # Before its first answer a worker sends this line: what Python itself may print as it starts is before it.
 _BEGIN = b"answers follow\n"
@@ -68,6 +70,30 @@ class ClientJob(NamedTuple):
     signals: Sequence[str] = ()
 
 
+class ClientQuestion(NamedTuple):
+    """What one client is asked before a round is planned.
+
+    Parameters
+    ----------
+    client : str
+        Its name.
+    number : int
+        Its position among the clients.
+    signals : sequence of str
+        See `fedmoe_sched.federated.signals`; they are of all experts.
+    experts : sequence of int
+        Experts whose parameters it takes to tell them.
+    parts : mapping of str to ndarray
+        Parameters that take the place of the global ones.
+    """
+
+    client: str
+    number: int
+    signals: Sequence[str]
+    experts: Sequence[int]
+    parts: Mapping[str, Any]
+
+
 class LocalTrainer:
     """Trains any client in this process, in one workspace.
 
@@ -87,15 +113,13 @@ class LocalTrainer:
 
     def train(self, state: Mapping[str, Tensor], job: ClientJob) -> LocalResult:
         """Do one job; parameters come back as NumPy arrays, an exception gets the client's name as a note."""
-        rows = self.samples[job.number]
         try:
-            images = np.asarray(self.data.normalised(self.data.train_images[rows]))
-            parts = {name: torch.as_tensor(value).to(self.device) for name, value in job.brief.parts.items()}
+            images, labels = self._samples_of(job.number)
             result = train_client(
                 self._workspace,
-                {**state, **parts},
-                torch.from_numpy(images).to(self.device),
-                torch.from_numpy(self.data.train_labels[rows]).to(self.device),
+                self._with_parts(state, job.brief.parts),
+                images,
+                labels,
                 job.brief.experts,
                 config=self.config.local,
                 client=job.client,
@@ -109,6 +133,25 @@ class LocalTrainer:
             raise
         arrays = {name: value.cpu().numpy() for name, value in result.update.parameters.items()}
         return replace(result, update=replace(result.update, parameters=arrays))
+
+    def answer(self, state: Mapping[str, Tensor], question: ClientQuestion) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the signals that a client is asked for, by name."""
+        every = range(self.config.model.experts)
+        held, judged = experts_needed(question.signals, every, every)
+        self._workspace.load_parts(self._with_parts(state, question.parts), {*held, *judged})
+        images, labels = self._samples_of(question.number)
+        seen = observe(self._workspace, images, labels, held, judged, n_classes=self.data.n_classes)
+        return tell_signals(question.signals, seen)
+
+    def _samples_of(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the training images, normalised, and labels of one client."""
+        rows = self.samples[number]
+        images = np.asarray(self.data.normalised(self.data.train_images[rows]))
+        labels = torch.from_numpy(self.data.train_labels[rows])
+        return torch.from_numpy(images).to(self.device), labels.to(self.device)
+
+    def _with_parts(self, state: Mapping[str, Tensor], parts: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {**state, **{name: torch.as_tensor(value).to(self.device) for name, value in parts.items()}}
 
 
 class ClientPool(ABC):

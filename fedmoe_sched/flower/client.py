@@ -1,4 +1,4 @@
-"""The client's half of a Flower app: says who it is, and trains the experts that it is sent on its own data."""
+"""The client's half of a Flower app: says who it is, answers questions, trains what it is sent on its own data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from typing import Any
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated.bookkeeping import client_names
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.coordinator import ClientOffer
 from fedmoe_sched.federated.preparation import prepare
-from fedmoe_sched.federated.workers import LocalTrainer
-from fedmoe_sched.flower.messages import offer_content, read_arrays, read_task, result_content
+from fedmoe_sched.federated.workers import ClientJob, ClientQuestion, LocalTrainer
+from fedmoe_sched.flower.messages import (
+    offer_content,
+    read_arrays,
+    read_question,
+    read_task,
+    result_content,
+    signals_content,
+)
 from fedmoe_sched.flower.settings import read_run_config
 from fedmoe_sched.scores import CapacityProfile
 
@@ -50,6 +58,11 @@ def client_app(config: TrainConfig | None = None, *, mods: Sequence[Mod] = ()) -
     def query(message: Message, context: Context) -> Message:
         settings = _settings(config, context)
         number, offer = node_offer(context.node_config, settings.clients.count)
+        question = read_question(message.content)
+        if question is not None:
+            _refuse_others(question, number)
+            state, trainer = _received(message, settings)
+            return Message(signals_content(trainer.answer(state, question)), reply_to=message)
         return Message(offer_content(client_names(settings.clients.count)[number], offer), reply_to=message)
 
     @app.train()
@@ -57,15 +70,25 @@ def client_app(config: TrainConfig | None = None, *, mods: Sequence[Mod] = ()) -
         settings = _settings(config, context)
         number, _ = node_offer(context.node_config, settings.clients.count)
         job, _ = read_task(message.content)
-        if job.number != number:
-            msg = f"task for {job.client} (number {job.number}) came to the node with partition-id = {number}"
-            raise InputError(msg)
-        torch.set_num_threads(settings.threads)
-        state = {name: torch.from_numpy(value.copy()) for name, value in read_arrays(message.content).items()}
-        trainer = _trainer(json.dumps(settings.model_dump(mode="json")))
+        _refuse_others(job, number)
+        state, trainer = _received(message, settings)
         return Message(result_content(trainer.train(state, job)), reply_to=message)
 
     return app
+
+
+def _refuse_others(work: ClientJob | ClientQuestion, number: int) -> None:
+    """Refuse what is meant for another client."""
+    if work.number != number:
+        msg = f"task for {work.client} (number {work.number}) came to the node with partition-id = {number}"
+        raise InputError(msg)
+
+
+def _received(message: Message, settings: TrainConfig) -> tuple[dict[str, Tensor], LocalTrainer]:
+    """Return the parameters in a message, and who works on them."""
+    torch.set_num_threads(settings.threads)
+    state = {name: torch.from_numpy(value.copy()) for name, value in read_arrays(message.content).items()}
+    return state, _trainer(json.dumps(settings.model_dump(mode="json")))
 
 
 def _settings(config: TrainConfig | None, context: Context) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""What goes over the wire: a query and its answer, a training task and its answer, as records of Flower.
+"""What goes over the wire: queries, questions and training tasks with their answers, as records of Flower.
 
 Both sides read what the other one wrote as if it were wrong: each `read_` function says in one line what is.
 """
@@ -19,21 +19,26 @@ from fedmoe_sched.federated.aggregate import Update
 from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.coordinator import ClientOffer
 from fedmoe_sched.federated.methods import Brief
-from fedmoe_sched.federated.workers import ClientJob
+from fedmoe_sched.federated.workers import ClientJob, ClientQuestion
 from fedmoe_sched.scores import CapacityProfile
 
 __all__ = [
     "offer_content",
+    "question_content",
     "read_arrays",
     "read_offer",
+    "read_question",
     "read_result",
+    "read_signals",
     "read_task",
     "result_content",
+    "signals_content",
     "state_record",
     "task_content",
 ]
 
 _ARRAYS, _TASK, _CLIENT, _PROFILE, _METRICS = "arrays", "task", "client", "profile", "metrics"
+_QUESTION, _SIGNALS = "question", "signals"
 
 
 def state_record(state: Mapping[str, Any]) -> ArrayRecord:
@@ -45,6 +50,12 @@ def state_record(state: Mapping[str, Any]) -> ArrayRecord:
 def read_arrays(content: RecordDict) -> dict[str, npt.NDArray[Any]]:
     """Return the parameters in a message."""
     return {str(name): array.numpy() for name, array in content.array_records[_ARRAYS].items()}
+
+
+def _parts_record(arrays: ArrayRecord, names: Sequence[str], own: Mapping[str, Any]) -> ArrayRecord:
+    """Take some of all parameters; those that are a client's own take their place, in the same precision."""
+    taken = {name: np.asarray(own[name], dtype=arrays[name].dtype) for name in names if name in own}
+    return ArrayRecord({name: arrays[name] for name in names} | dict(state_record(taken)))
 
 
 # Query -----------------------------------------------------------------------------------------------------------
@@ -91,6 +102,76 @@ def read_offer(content: RecordDict) -> tuple[str, ClientOffer]:
         raise InputError(msg) from error
 
 
+# Questions before a round ----------------------------------------------------------------------------------------
+
+
+def question_content(question: ClientQuestion, arrays: ArrayRecord, parts: Sequence[str]) -> RecordDict:
+    """Write what a client is asked, with the parameters that it takes to answer.
+
+    Parameters
+    ----------
+    question : ClientQuestion
+    arrays : ArrayRecord
+        All parameters; what is sent is not copied.
+    parts : sequence of str
+        Names of those to send.
+    """
+    asked = ConfigRecord(
+        {
+            "client-name": question.client,
+            "client-number": question.number,
+            "signals": list(question.signals),
+            "experts": [int(j) for j in question.experts],
+        }
+    )
+    return RecordDict({_ARRAYS: _parts_record(arrays, parts, question.parts), _QUESTION: asked})
+
+
+def read_question(content: RecordDict) -> ClientQuestion | None:
+    """Read what is asked; None where the message is no such question.
+
+    Raises
+    ------
+    InputError
+        The message lacks a part.
+    """
+    if _QUESTION not in content.config_records:
+        return None
+    try:
+        asked: Mapping[str, Any] = content.config_records[_QUESTION]
+        signals, experts = tuple(asked["signals"]), tuple(asked["experts"])
+        return ClientQuestion(asked["client-name"], asked["client-number"], signals, experts, {})
+    except (KeyError, TypeError) as error:
+        msg = f"question: lacks {error}"
+        raise InputError(msg) from error
+
+
+def signals_content(signals: Mapping[str, npt.NDArray[np.float64]]) -> RecordDict:
+    """Write the signals that a client tells: numbers, and lists of them."""
+    return RecordDict({_SIGNALS: _signals_record(signals)})
+
+
+def _signals_record(signals: Mapping[str, npt.NDArray[np.float64]]) -> MetricRecord:
+    return MetricRecord({name: value.tolist() for name, value in signals.items()})
+
+
+def read_signals(content: RecordDict) -> dict[str, npt.NDArray[np.float64]]:
+    """Read what a client tells; whether it makes sense is for the server's round to judge.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    try:
+        return {
+            str(name): np.asarray(value, np.float64) for name, value in content.metric_records[_SIGNALS].items()
+        }
+    except Exception as error:  # whatever a stranger put there
+        msg = f"cannot be read ({type(error).__name__}: {error})"
+        raise InputError(msg) from error
+
+
 # Training --------------------------------------------------------------------------------------------------------
 
 
@@ -113,10 +194,13 @@ def task_content(job: ClientJob, number: int, arrays: ArrayRecord, parts: Sequen
             "client-name": job.client,
             "client-number": job.number,
             "experts": [int(j) for j in job.brief.experts],
+            "trained": [int(j) for j in job.brief.trained],
+            "judged": [int(j) for j in job.brief.judged],
+            "signals": list(job.signals),
             "seed": [int(part) for part in job.seed],
         }
     )
-    return RecordDict({_ARRAYS: ArrayRecord({name: arrays[name] for name in parts}), _TASK: task})
+    return RecordDict({_ARRAYS: _parts_record(arrays, parts, job.brief.parts), _TASK: task})
 
 
 def read_task(content: RecordDict) -> tuple[ClientJob, int]:
@@ -129,9 +213,10 @@ def read_task(content: RecordDict) -> tuple[ClientJob, int]:
     """
     try:
         task: Mapping[str, Any] = content.config_records[_TASK]
-        job = ClientJob(
-            task["client-name"], task["client-number"], Brief.plain(task["experts"]), list(task["seed"])
-        )
+        # The client's own parameters have come in the place of the global ones.
+        brief = Brief(tuple(task["experts"]), tuple(task["trained"]), tuple(task["judged"]))
+        seed, signals = list(task["seed"]), tuple(task["signals"])
+        job = ClientJob(task["client-name"], task["client-number"], brief, seed, signals)
         return job, task["server-round"]
     except (KeyError, TypeError) as error:
         msg = f"task: lacks {error}"
@@ -139,7 +224,7 @@ def read_task(content: RecordDict) -> tuple[ClientJob, int]:
 
 
 def result_content(result: LocalResult) -> RecordDict:
-    """Write what a client found out: trained parameters, and what they weigh."""
+    """Write what a client found out: trained parameters, what they weigh, and what else it was asked for."""
     experts = sorted(result.rewards)
     metrics = MetricRecord(
         {
@@ -151,7 +236,10 @@ def result_content(result: LocalResult) -> RecordDict:
             "seconds": float(result.seconds),
         }
     )
-    return RecordDict({_ARRAYS: state_record(result.update.parameters), _METRICS: metrics})
+    content = RecordDict({_ARRAYS: state_record(result.update.parameters), _METRICS: metrics})
+    if result.update.signals:
+        content[_SIGNALS] = _signals_record(result.update.signals)
+    return content
 
 
 def read_result(name: str, content: RecordDict) -> LocalResult:
@@ -173,9 +261,9 @@ def read_result(name: str, content: RecordDict) -> LocalResult:
         experts = [int(j) for j in metrics["expert-ids"]]
         samples = [float(count) for count in metrics["expert-num-examples"]]
         rewards = [float(reward) for reward in metrics["expert-reward"]]
-        update = Update(
-            name, read_arrays(content), float(metrics["num-examples"]), dict(zip(experts, samples, strict=True))
-        )
+        told = read_signals(content) if _SIGNALS in content.metric_records else {}
+        weights = dict(zip(experts, samples, strict=True))
+        update = Update(name, read_arrays(content), float(metrics["num-examples"]), weights, told)
         loss, seconds = float(metrics.get("train-loss", math.nan)), float(metrics.get("seconds", 0.0))
         return LocalResult(update, dict(zip(experts, rewards, strict=True)), loss, seconds)
     except Exception as error:  # whatever a stranger put there, and whatever reading it as an array may raise
