@@ -23,6 +23,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.job_config.api import FedJob
 
+from fedmoe_sched.errors import InputError
 from fedmoe_sched.federated import TrainConfig
 from fedmoe_sched.federated.aggregate import Update
 from fedmoe_sched.federated.bookkeeping import client_names
@@ -103,6 +104,9 @@ class ExpertController(Controller):
             min_replies=self.min_replies,
             deadline=float(self.round_timeout),
         )
+        if self._coordinator.method.name != "shared" or self._coordinator.signals("once", "before", "after"):
+            msg = f"policy = {config.policy!r}: asks for more than messages of this example carry"
+            raise InputError(msg)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing: every round is on disk once it is closed."""
