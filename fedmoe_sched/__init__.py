@@ -15,6 +15,7 @@ from fedmoe_sched.errors import (
     UnsupportedProblemError,
     WorkerError,
 )
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
@@ -34,6 +35,7 @@ __all__ = [
     "Certificate",
     "Conflict",
     "ExpertCost",
+    "ExpertLayers",
     "FitnessOptions",
     "InfeasibleError",
     "InputError",

@@ -14,6 +14,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
+from fedmoe_sched.solvers._layer_rows import layer_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import completed_answer, fine_scores, unrounded_bound, whole_scores
 
@@ -48,6 +49,7 @@ class CpSat(Solver[_Model]):
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -56,7 +58,7 @@ class CpSat(Solver[_Model]):
     summary: ClassVar[str] = "integer program (OR-Tools CP-SAT); shows its best assignment at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make one Boolean per eligible pair, one linear constraint per client and expert."""
+        """Make one Boolean per eligible pair, one linear constraint per client, expert, and layer of a client."""
         from ortools.sat.python import cp_model
 
         scores, unit = fine_scores(problem) if problem.budgets else whole_scores(problem)
@@ -65,10 +67,7 @@ class CpSat(Solver[_Model]):
         bounds = clipped_bounds(network)
         program = cp_model.CpModel()
         takes = np.array([program.new_bool_var("") for _ in range(len(pairs.clients))], dtype=object)
-        for side, low, high in (
-            (pairs.clients, bounds.client_min, bounds.client_max),
-            (pairs.experts, bounds.expert_min, bounds.expert_max),
-        ):
+        for side, low, high in layer_sides(network, pairs, bounds):
             by_side = np.argsort(side, kind="stable")
             groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
             for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):

@@ -29,6 +29,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import Covers, budget_rows, engine_scores
+from fedmoe_sched.solvers._layer_rows import layer_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import completed_answer
 
@@ -77,6 +78,7 @@ class PulpCbc(Solver[_Model]):
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -85,7 +87,7 @@ class PulpCbc(Solver[_Model]):
     summary: ClassVar[str] = "integer program (CBC through PuLP); a separate process, stopped at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make one binary per eligible pair, at most two constraints per client and expert; write the file."""
+        """Make one binary per eligible pair, at most two constraints per client, expert, layer; write the file."""
         pulp = _pulp()
 
         network = network_relaxation(problem)
@@ -97,10 +99,7 @@ class PulpCbc(Solver[_Model]):
             variables = [pulp.LpVariable(f"x{k}", cat=pulp.LpBinary) for k in range(len(pairs.clients))]
             program.setObjective(pulp.LpAffineExpression(zip(variables, scores.tolist(), strict=True)))
             takes = np.array(variables, dtype=object)
-            for side, low, high in (
-                (pairs.clients, bounds.client_min, bounds.client_max),
-                (pairs.experts, bounds.expert_min, bounds.expert_max),
-            ):
+            for side, low, high in layer_sides(network, pairs, bounds):
                 by_side = np.argsort(side, kind="stable")
                 groups = np.split(takes[by_side], np.cumsum(np.bincount(side, minlength=len(low)))[:-1])
                 for group, least, most in zip(groups, low.tolist(), high.tolist(), strict=True):

@@ -14,6 +14,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import Covers, budget_rows, engine_scores, rounded_claim
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence
 from fedmoe_sched.solvers._rounding import completed_answer
 
@@ -53,6 +54,7 @@ class SciPyMILP(Solver[_Model]):
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
     }
@@ -60,7 +62,7 @@ class SciPyMILP(Solver[_Model]):
     summary: ClassVar[str] = "integer program (SciPy HiGHS); takes budgets, shows its best at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make the sparse rows: clients and experts, then budgets."""
+        """Make the sparse rows: clients and experts, layers, budgets."""
         from scipy.optimize import LinearConstraint
 
         network = network_relaxation(problem)
@@ -70,6 +72,9 @@ class SciPyMILP(Solver[_Model]):
         low = np.concatenate([bounds.client_min, bounds.expert_min]).astype(np.float64)
         high = np.concatenate([bounds.client_max, bounds.expert_max]).astype(np.float64)
         rows = [LinearConstraint(incidence(network, pairs), low, high)]
+        layers = layer_rows(network, pairs)
+        if problem.layers is not None:
+            rows.append(LinearConstraint(layers.matrix(), layers.low, layers.high))
         budgets = budget_rows(problem, pairs, whole=False)
         if budgets.limits:
             rows.append(LinearConstraint(budgets.matrix(len(pairs.clients)), -np.inf, np.array(budgets.limits)))
@@ -121,6 +126,6 @@ def _solve(model: _Model, seconds: float | None) -> Any:
 
 def _without_pairs(problem: AssignmentProblem) -> Answer:
     """Nothing is eligible: taking nothing is the only choice, if it is one."""
-    if (problem.min_experts > 0).any() or (problem.load_min > 0).any():
+    if (problem.demands > 0).any() or (problem.load_min > 0).any():
         return Answer(StopReason.PROVED_INFEASIBLE)
     return completed_answer(problem, Assignment.from_pairs([], [], problem.shape), 0.0)

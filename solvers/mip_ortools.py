@@ -16,6 +16,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import BudgetRows, Covers, budget_rows, engine_scores, rounded_claim
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence
 from fedmoe_sched.solvers._rounding import completed_answer
 
@@ -55,6 +56,7 @@ class OrToolsMIP(Solver[_Model]):
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
     }
@@ -122,7 +124,7 @@ class OrToolsMIP(Solver[_Model]):
 def _program(
     problem: AssignmentProblem, pairs: Pairs, scores: npt.NDArray[np.float64], budgets: BudgetRows
 ) -> Any:
-    """Return the program as MathOpt's message; variable k is pair k, rows are clients, experts, budgets."""
+    """Return the program as MathOpt's message; variable k is pair k; rows: clients, experts, layers, budgets."""
     from ortools.math_opt import model_pb2
     from scipy.sparse import vstack
 
@@ -139,11 +141,12 @@ def _program(
     program.objective.maximize = True
     program.objective.linear_coefficients.ids.extend(used)
     program.objective.linear_coefficients.values.extend(scores[used])
-    limits = np.array(budgets.limits)
-    rows.ids.extend(range(n + m + len(limits)))
-    rows.lower_bounds.extend(np.concatenate([bounds.client_min, bounds.expert_min, np.full_like(limits, -np.inf)]))
-    rows.upper_bounds.extend(np.concatenate([bounds.client_max, bounds.expert_max, limits]))
-    matrix = vstack([incidence(problem, pairs), budgets.matrix(size)], format="csr").tocoo()
+    layers, limits = layer_rows(problem, pairs), np.array(budgets.limits)
+    rows.ids.extend(range(n + m + len(layers.low) + len(limits)))
+    no_limit = np.full_like(limits, -np.inf)
+    rows.lower_bounds.extend(np.concatenate([bounds.client_min, bounds.expert_min, layers.low, no_limit]))
+    rows.upper_bounds.extend(np.concatenate([bounds.client_max, bounds.expert_max, layers.high, limits]))
+    matrix = vstack([incidence(problem, pairs), layers.matrix(), budgets.matrix(size)], format="csr").tocoo()
     program.linear_constraint_matrix.row_ids.extend(matrix.row)
     program.linear_constraint_matrix.column_ids.extend(matrix.col)
     program.linear_constraint_matrix.coefficients.extend(matrix.data)
