@@ -15,6 +15,7 @@ from fedmoe_sched.errors import (
     UnsupportedProblemError,
     WorkerError,
 )
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.max_min import Level, MaxMin, max_min
 from fedmoe_sched.problem import AssignmentProblem
@@ -35,6 +36,7 @@ __all__ = [
     "Certificate",
     "Conflict",
     "ExpertCost",
+    "ExpertLayers",
     "FitnessOptions",
     "InfeasibleError",
     "InputError",

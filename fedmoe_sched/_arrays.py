@@ -20,6 +20,7 @@ __all__ = [
     "Labelled",
     "as_array",
     "as_bool_matrix",
+    "as_count_matrix",
     "as_counts",
     "as_matrix",
     "as_vector",
@@ -224,6 +225,14 @@ def as_counts(name: str, value: Any, size: int, meaning: str) -> IntArray:
         _refuse_bad_counts(name, array[block], scalar=False, first_row=block.start)
     if array.dtype == np.int64 and _is_frozen(array):
         return array
+    return _frozen(array.astype(np.int64))
+
+
+def as_count_matrix(name: str, value: Any, columns: int, meaning: str) -> IntArray:
+    """Read a matrix of whole numbers >= 0 with so many columns, as a copy; see `as_counts`."""
+    array = as_array(name, value)
+    _refuse_shape(name, array, (len(array), columns), meaning)
+    _refuse_bad_counts(name, array, scalar=False)
     return _frozen(array.astype(np.int64))
 
 

@@ -20,7 +20,17 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import BoolArray, IntArray, row_blocks
 from fedmoe_sched.problem import AssignmentProblem
 
-__all__ = ["Cut", "Groups", "deal", "deal_loads", "group_clients"]
+__all__ = [
+    "Cut",
+    "Groups",
+    "Table",
+    "deal",
+    "deal_loads",
+    "distinct_rows",
+    "first_open",
+    "group_clients",
+    "pack_open",
+]
 
 _ENDLESS = np.iinfo(np.int64).max
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
@@ -46,6 +56,10 @@ class Groups:
     most: IntArray
     open: BoolArray
 
+    def table(self) -> Table:
+        """Return the flow to start from."""
+        return Table(self)
+
 
 def group_clients(problem: AssignmentProblem) -> Groups:
     """Find the clients that differ in neither bounds nor eligible experts.
@@ -62,23 +76,27 @@ def group_clients(problem: AssignmentProblem) -> Groups:
         few, many = np.divmod(kinds, m + 1)
         open_ = np.ones((len(kinds), m), dtype=np.bool_)
         return Groups(number[bounds], size[kinds], few, np.maximum(few, many), open_)
-    first, member, size = _distinct_rows(_as_words(problem, bounds))
+    first, member, size = distinct_rows(_as_words(problem, bounds))
     few, many = least[first], problem.slots[first]
     return Groups(member, size, few, np.maximum(few, many), problem.eligible[first])
 
 
 def _as_words(problem: AssignmentProblem, bounds: IntArray) -> npt.NDArray[np.uint64]:
     """Put bounds and eligible experts of each client into a row of 64-bit words; shape (n, words)."""
+    return np.hstack([bounds[:, None].astype(np.uint64), pack_open(problem)])
+
+
+def pack_open(problem: AssignmentProblem) -> npt.NDArray[np.uint64]:
+    """Put the eligible experts of each client into a row of 64-bit words; shape (n, words)."""
     n, m = problem.shape
-    words = np.zeros((n, 1 + -(-m // 64)), dtype=np.uint64)
-    words[:, 0] = bounds
-    bits = words[:, 1:].view(np.uint8)
+    words = np.zeros((n, -(-m // 64)), dtype=np.uint64)
+    bits = words.view(np.uint8)
     for block in problem.blocks():
         bits[block, : -(-m // 8)] = np.packbits(problem.eligible[block], axis=1)  # type: ignore[index]
     return words
 
 
-def _distinct_rows(words: npt.NDArray[np.uint64]) -> tuple[IntArray, IntArray, IntArray]:
+def distinct_rows(words: npt.NDArray[np.uint64]) -> tuple[IntArray, IntArray, IntArray]:
     """Return a row of each kind, the kind of each row, and how many there are of each."""
     mixed = np.zeros(len(words), dtype=np.uint64)
     for column in words.T:
@@ -127,7 +145,7 @@ def deal(groups: Groups, load_min: IntArray, load_max: IntArray) -> Cut | None:
     Cut or None
         None: it can be done.
     """
-    table = _Table(groups)
+    table = groups.table()
     for overfull, bounds in ((True, load_max), (False, load_min)):
         stuck = _approach(table, bounds, overfull=overfull)
         if stuck.any():
@@ -152,7 +170,7 @@ def deal_loads(
     ndarray, shape (m,), int64, or None
         None: the hard bounds cannot be kept.
     """
-    table = _Table(groups)
+    table = groups.table()
     sides = ((True, soft[1], hard[1]), (False, soft[0], hard[0]))
     for overfull, _, most in sides:
         if _approach(table, most, overfull=overfull).any():
@@ -166,7 +184,7 @@ def deal_loads(
     return table.loads
 
 
-def _approach(table: _Table, bounds: IntArray, *, overfull: bool) -> BoolArray:
+def _approach(table: Table, bounds: IntArray, *, overfull: bool) -> BoolArray:
     """Move places away from experts above their bounds (``overfull``), or to experts below them, while possible.
 
     Returns
@@ -188,7 +206,7 @@ def _approach(table: _Table, bounds: IntArray, *, overfull: bool) -> BoolArray:
             stuck |= reached
 
 
-def _even_out(table: _Table, wished: IntArray, most: IntArray, *, overfull: bool) -> None:
+def _even_out(table: Table, wished: IntArray, most: IntArray, *, overfull: bool) -> None:
     """Share what is beyond the wished bounds among the experts that can share it, none of them beyond `most`."""
     sign = 1 if overfull else -1
     done = np.zeros(len(wished), dtype=np.bool_)
@@ -227,7 +245,7 @@ def _shortest_path(arcs: BoolArray, start: int, worth: IntArray) -> tuple[list[i
     return [], reached
 
 
-class _Table:
+class Table:
     """How many places each group has at each expert; the last row counts slots that it leaves unused.
 
     Attributes
@@ -251,9 +269,12 @@ class _Table:
             np.multiply(open_, size, out=self._limit[:m, block])
             # Each group starts at another expert, so that the loads come out roughly even.
             starts = np.arange(block.start, block.stop) % m
-            np.multiply(_first_open(open_, starts, groups.most[block]), size, out=self._held[:m, block])
+            np.multiply(self._first_places(groups, open_, starts, block), size, out=self._held[:m, block])
             self.links += self._links_of(block)
         self.loads: IntArray = self._held[:m].sum(axis=1, dtype=np.int64)
+
+    def _first_places(self, groups: Groups, open_: BoolArray, starts: IntArray, block: slice) -> BoolArray:
+        return first_open(open_, starts, groups.most[block])
 
     def _links_of(self, columns: slice | IntArray) -> IntArray:
         held, limit = self._held[:, columns], self._limit[:, columns]
@@ -277,7 +298,7 @@ class _Table:
     def shift(self, path: list[int], most: int) -> None:
         """Move places along the arcs of `path`, as many as all of them allow, but no more than `most`."""
         arcs = list(itertools.pairwise(path))
-        movable = [np.minimum(self._held[a], self._limit[b] - self._held[b]) for a, b in arcs]
+        movable = [self._movable(a, b) for a, b in arcs]
         places = min(most, *(int(part.sum(dtype=np.int64)) for part in movable))
         # No group can be moved along two arcs in a row by what it had before: the arcs do not disturb one another.
         for (a, b), part in zip(arcs, movable, strict=True):
@@ -293,11 +314,19 @@ class _Table:
             if node != spare:
                 self.loads[node] += change
 
+    def _movable(self, a: int, b: int) -> npt.NDArray[Any]:
+        """Places of each group that can move from a to b."""
+        places: npt.NDArray[Any] = np.minimum(self._held[a], self._limit[b] - self._held[b])
+        return places
+
     def _move(self, a: int, b: int, columns: IntArray, moved: npt.NDArray[Any]) -> None:
         self.links -= self._links_of(columns)
+        self._change(a, b, columns, moved)
+        self.links += self._links_of(columns)
+
+    def _change(self, a: int, b: int, columns: IntArray, moved: npt.NDArray[Any]) -> None:
         self._held[a, columns] -= moved
         self._held[b, columns] += moved
-        self.links += self._links_of(columns)
 
     def cut(self, stuck: BoolArray, *, overfull: bool) -> Cut:
         """Describe the cut around the nodes that nothing can be done for."""
@@ -306,7 +335,7 @@ class _Table:
         return Cut(experts, groups, overfull)
 
 
-def _first_open(open_: BoolArray, starts: IntArray, wanted: IntArray) -> BoolArray:
+def first_open(open_: BoolArray, starts: IntArray, wanted: IntArray) -> BoolArray:
     """Mark the first `wanted` open experts of each group, cyclically from its start; shape (m, groups)."""
     m, g = open_.shape
     count = np.zeros((m + 1, g), dtype=np.int32)

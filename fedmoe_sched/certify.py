@@ -4,7 +4,7 @@ No backend is trusted here and none is imported: what a schedule says of itself 
 The bound is weak Lagrangian duality over the expert load constraints (Bertsekas, *Nonlinear Programming*,
 section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, section 9.4, and for convex costs
 chapter 14). With resource budgets the best choice of a client is a knapsack, and `fedmoe_sched.knapsack_bound`
-bounds it.
+bounds it; with layers it is greedy within nested bounds, see `fedmoe_sched.layer_bound`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import FloatArray, IntArray, as_vector, row_blocks
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.knapsack_bound import Knapsacks, budgeted_responses
+from fedmoe_sched.layer_bound import beyond_layers, layered_choice
 from fedmoe_sched.problem import AssignmentProblem
 
 __all__ = [
@@ -48,9 +49,10 @@ class Violation:
     Parameters
     ----------
     constraint : str
-        ``"capacity"``, ``"min_experts"``, ``"load_min"``, ``"load_max"``, ``"eligible"`` or ``"budget"``.
+        ``"capacity"``, ``"min_experts"``, ``"layer_min"``, ``"layer_max"``, ``"load_min"``, ``"load_max"``,
+        ``"eligible"`` or ``"budget"``.
     position : tuple of int
-        (client,), (expert,) or (client, expert) number.
+        (client,), (expert,), (client, expert) or (client, layer) number.
     value, limit : int, or float for a budget
         What the assignment has there, and what the problem allows.
     resource : str, default ""
@@ -160,6 +162,9 @@ def violations(problem: AssignmentProblem, assignment: Assignment) -> tuple[Viol
         counts = np.diff(assignment.indptr[first : block.stop + 1])
         above += _outside("capacity", counts, problem.capacity[block], upper=True, first=first)
         below += _outside("min_experts", counts, problem.min_experts[block], upper=False, first=first)
+        if problem.layers is not None:
+            above += _outside_layers("layer_max", problem, assignment, block)
+            below += _outside_layers("layer_min", problem, assignment, block)
         if problem.eligible is not None:
             rows, experts = assignment.pairs_of(block)
             at = np.flatnonzero(~problem.eligible[block][rows, experts])
@@ -173,6 +178,13 @@ def violations(problem: AssignmentProblem, assignment: Assignment) -> tuple[Viol
         *barred,
         *_over_budget(problem, assignment),
     )
+
+
+def _outside_layers(
+    name: str, problem: AssignmentProblem, assignment: Assignment, block: slice
+) -> Iterator[Violation]:
+    broken = beyond_layers(problem, assignment, block, upper=name == "layer_max")
+    return (Violation(name, (client, layer), count, bound) for client, layer, count, bound in broken)
 
 
 def _over_budget(problem: AssignmentProblem, assignment: Assignment) -> Iterator[Violation]:
@@ -235,8 +247,10 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
 
         max of p_j l - phi_j(l) over l = load_min_j..load_max_j
 
-    with no l above the number of clients. With budgets R_i is the bound of `fedmoe_sched.knapsack_bound`; and
-    where all scores are whole numbers, and no load costs anything, so is the objective: the bound is rounded down.
+    with no l above the number of clients. With layers R_i keeps their bounds (`fedmoe_sched.layer_bound`). With
+    budgets R_i is the bound of `fedmoe_sched.knapsack_bound`; with both it is the smaller of these two, which is
+    valid, but may be above the best choice. Where there are budgets, all scores are whole numbers, and no load
+    costs anything, so is the objective: the bound is rounded down.
 
     Parameters
     ----------
@@ -250,7 +264,7 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
         The bound; ``-inf`` proves that some client cannot take as many experts as it must.
     """
     p = as_vector("prices", prices, problem.n_experts, "one per expert")
-    if (problem.min_experts > problem.slots).any():
+    if problem.overstretched.any():
         return -np.inf
 
     kept = threading.local()  # memory that is asked for block by block costs more than what is done in it
@@ -261,10 +275,17 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
             kept.reduced = np.empty((next(row_blocks(problem.shape)).stop, problem.n_experts))
         reduced = kept.reduced[:size]
         _reduce(problem, block, p, reduced)
+        worth = np.inf
+        if problem.layers is not None:
+            forced, optional, least, most = layered_choice(problem, block, reduced)
+            worth = forced + _best_responses(optional, least, most)
         if problem.budgets:
             knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
-            return budgeted_responses(reduced, problem.min_experts[block], problem.slots[block], knapsacks)
-        return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
+            fitting = budgeted_responses(reduced, problem.min_experts[block], problem.slots[block], knapsacks)
+            return min(worth, fitting)  # each leaves the other's bounds aside
+        if problem.layers is None:
+            return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
+        return worth
 
     bound = _load_terms(problem, p) + _sum_over_blocks(problem, of_block)
     return _rounded_down(bound) if problem.budgets and _is_whole(problem) else bound
@@ -279,6 +300,8 @@ def _is_whole(problem: AssignmentProblem) -> bool:
 
 
 def _rounded_down(bound: float) -> float:
+    if np.isinf(bound):
+        return bound
     return float(np.floor(bound + OPTIMALITY_GAP * max(1.0, abs(bound))))
 
 

@@ -8,6 +8,10 @@ circulation with all client nodes contracted: an assignment is optimal exactly w
 cycle, and shortest distances are then optimal dual prices (Ahuja, Magnanti and Orlin, *Network Flows*, theorems
 9.1 and 9.3; chapter 14 for convex penalties). A cycle moves every load by at most one client, so that its cost is
 what cancelling it gains.
+
+With layers a client may exchange two experts of one layer, and of two layers only where it can do with one less
+of the first and may train one more of the second; the spare node is a layer without bounds. A cycle that uses a
+client twice may then break its bounds; it falls into two cycles, which cost as much together.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._layer_exchange import Arc, LayerRoom
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 
@@ -54,6 +59,7 @@ class _ExchangeGraph:
         self.counts = assignment.counts.copy()
         self.loads = assignment.loads.copy()
         self._largest_score = problem.largest_score
+        self.layers = None if problem.layers is None else LayerRoom(problem, self.held)
         m = problem.n_experts
         self.cost = np.full((m + 1, m + 1), np.inf)
         self.client = np.full((m + 1, m + 1), _FREE, dtype=np.int64)
@@ -106,7 +112,7 @@ class _ExchangeGraph:
             gains[~self.problem.eligible[clients]] = -np.inf
         return gains
 
-    def _best(self, clients: IntArray, given_up: FloatArray) -> tuple[FloatArray, IntArray]:
+    def _best(self, clients: IntArray, given_up: FloatArray, tail: int) -> tuple[FloatArray, IntArray]:
         """Least of given_up - gain over `clients`, per expert, and the client that attains it."""
         m = self.problem.n_experts
         cost, who = np.full(m, np.inf), np.full(m, _FREE, dtype=np.int64)
@@ -114,6 +120,8 @@ class _ExchangeGraph:
         for start in range(0, len(clients), step):
             part = clients[start : start + step]
             loss = given_up[start : start + step, None] - self._gains(part)
+            if self.layers is not None:
+                loss[~self.layers.may_take(part, tail)] = np.inf
             at = np.argmin(loss, axis=0)
             least = loss[at, np.arange(m)]
             better = least < cost
@@ -124,9 +132,11 @@ class _ExchangeGraph:
         spare = self.problem.n_experts
         holders = np.flatnonzero(self.held[:, expert])
         given_up = self.problem.desirability[holders, expert].astype(np.float64)
-        self.cost[expert, :spare], self.client[expert, :spare] = self._best(holders, given_up)
+        self.cost[expert, :spare], self.client[expert, :spare] = self._best(holders, given_up, expert)
         self.cost[expert, spare], self.client[expert, spare] = np.inf, _FREE
         may_drop = self.counts[holders] > self.problem.min_experts[holders]
+        if self.layers is not None:
+            may_drop &= self.layers.may_give(holders, expert)
         if may_drop.any():
             at = int(np.argmin(np.where(may_drop, given_up, np.inf)))
             self.cost[expert, spare], self.client[expert, spare] = given_up[at], holders[at]
@@ -134,15 +144,17 @@ class _ExchangeGraph:
     def _leave_spare(self) -> None:
         spare = self.problem.n_experts
         idle = np.flatnonzero(self.counts < self.problem.capacity)
-        self.cost[spare, :spare], self.client[spare, :spare] = self._best(idle, np.zeros(len(idle)))
+        self.cost[spare, :spare], self.client[spare, :spare] = self._best(idle, np.zeros(len(idle)), spare)
 
     def cancel(self, cycle: list[int]) -> None:
         """Move every client of the arcs of `cycle`, then bring the graph up to date."""
         spare = self.problem.n_experts
         moved = []
         # All moves are read off before any is made: they are simultaneous.
-        for tail, head in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-            client = int(self.client[tail, head])
+        arcs = [Arc(a, b, int(self.client[a, b])) for a, b in zip(cycle, cycle[1:] + cycle[:1], strict=True)]
+        if self.layers is not None:
+            arcs = self.layers.split(arcs, self._arc_cost)
+        for tail, head, client in arcs:
             if client == _FREE:
                 continue
             moved.append(client)
@@ -153,9 +165,18 @@ class _ExchangeGraph:
         stale = set(np.flatnonzero(self.held[moved].any(axis=0)).tolist()) | set(cycle) | {spare}
         self.update(sorted(stale))
 
+    def _arc_cost(self, arc: Arc) -> float:
+        """Return what an arc costs that may not be the cheapest between its ends."""
+        if arc.client == _FREE:
+            return float(self.cost[arc.tail, arc.head])
+        scores = np.append(self.problem.desirability[arc.client].astype(np.float64), 0.0)
+        return float(scores[arc.tail] - scores[arc.head])
+
     def _shift(self, client: int, node: int, step: int, spare: int) -> None:
         if node == spare:
             return
+        if self.layers is not None:
+            self.layers.shift(client, node, step)
         self.held[client, node] = step > 0
         self.counts[client] += step
         self.loads[node] += step

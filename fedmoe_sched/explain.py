@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._layer_exchange import LayerRoom
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.exchange import exchange_distances
@@ -126,6 +127,7 @@ class Explainer:
     problem: AssignmentProblem
     assignment: Assignment
     _distance: FloatArray = field(init=False, repr=False)
+    _room: LayerRoom | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.problem.budgets:
@@ -136,6 +138,7 @@ class Explainer:
             msg = "schedule: is not optimal, so that there is no reason for it; solve with an exact backend"
             raise InputError(msg)
         self._distance = distance
+        self._room = None if self.problem.layers is None else LayerRoom(self.problem, self.assignment.mask())
 
     def explain(self, client: int, expert: int) -> Explanation:
         """Explain one pair, by numbers.
@@ -181,6 +184,8 @@ class Explainer:
         costs[:m][held] = scores[held]
         if held.sum() < problem.capacity[client]:
             costs[m] = 0.0
+        if self._room is not None:
+            costs[~self._room.partners(client, expert, taken=True)] = np.inf
         costs += self._distance[expert] - scores[expert]
         return costs
 
@@ -193,6 +198,8 @@ class Explainer:
         costs[:m][free] = -scores[free]
         if held.sum() > problem.min_experts[client]:
             costs[m] = 0.0
+        if self._room is not None:
+            costs[~self._room.partners(client, expert, taken=False)] = np.inf
         costs += self._distance[:, expert] + scores[expert]
         return costs
 
@@ -205,6 +212,8 @@ class Explainer:
             reasons.append(f"{who} trains {_counted(count, 'expert')}, as many as it can")
         if count == problem.min_experts[client] > 0:
             reasons.append(f"{who} trains {_counted(count, 'expert')}, the fewest it must")
+        if self._room is not None:
+            reasons += self._room.binding(client, expert, str(who))
         if load == problem.load_max[expert]:
             worth = self._place_worth()[expert]
             reasons.append(
@@ -245,6 +254,9 @@ class Explainer:
             held = np.zeros(scores.shape, dtype=np.bool_)
             held[self.assignment.pairs_of(block)] = True
             free = ~held if problem.eligible is None else ~held & problem.eligible[block]
+            if self._room is not None:
+                more, less = self._room.changes(block)
+                free, held = free & more, held & less
             take = np.where(free, scores - self._distance[:-1, -1], -np.inf).max(axis=1)
             drop = np.where(held, -scores - self._distance[-1, :-1], -np.inf).max(axis=1)
             capacity[block], least[block] = np.maximum(take, 0.0), np.maximum(drop, 0.0)

@@ -14,13 +14,17 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched._budgets import fitting_counts, network_relaxation
-from fedmoe_sched._dealing import deal, deal_loads, group_clients
+from fedmoe_sched._dealing import Groups, deal, deal_loads, group_clients
+from fedmoe_sched._layer_cuts import layered_cut, overstretched_clients
+from fedmoe_sched._layer_dealing import even_layer_loads, group_layered_clients
+from fedmoe_sched._wording import ints as _ints
+from fedmoe_sched._wording import listed as _names
+from fedmoe_sched._wording import them as _them
+from fedmoe_sched._wording import verb as _verb
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict, Relaxation
 
 __all__ = ["budget_conflict", "find_conflict", "overflowing", "starving", "widen_load_bounds"]
-
-_NAMED = 10  # how many clients or experts a message names one by one
 
 
 def find_conflict(problem: AssignmentProblem) -> Conflict | None:
@@ -53,13 +57,14 @@ def _unaffordable(problem: AssignmentProblem, relaxed: AssignmentProblem) -> Con
     """Name the clients whose budgets do not reach for ``min_experts``, not even of the smallest experts."""
     assert relaxed.eligible is not None
     _, at_most = fitting_counts(problem, relaxed.eligible)
-    short = np.flatnonzero((problem.min_experts > at_most) & (problem.min_experts <= problem.slots))
+    short = np.flatnonzero((problem.demands > at_most) & (problem.demands <= problem.slots))
     if not len(short):
         return None
-    required, available = int(problem.min_experts[short].sum()), int(at_most[short].sum())
+    required, available = int(problem.demands[short].sum()), int(at_most[short].sum())
     resources = " and ".join(resource.name for resource in problem.budgets)
     message = (
-        f"{_names('client', problem.client_labels, short)} must take {required} places (min_experts), "
+        f"{_names('client', problem.client_labels, short)} must take {required} places "
+        f"({'min_experts' if problem.layers is None else 'min_experts, layer_min'}), "
         f"only {available} fit the budgets of {resources}"
     )
     return Conflict("clients overflow", _ints(short), (), required, available, message)
@@ -69,18 +74,22 @@ def _find_cut(problem: AssignmentProblem) -> Conflict | None:
     crossed = problem.load_min > problem.n_clients
     if crossed.any():
         return starving(problem, np.flatnonzero(crossed)[:1])
-    crowded = problem.min_experts > problem.slots
+    crowded = problem.overstretched
     if crowded.any():
         return overflowing(problem, np.flatnonzero(crowded), np.zeros(0, dtype=np.int64))
     if _spread_is_feasible(problem):
         return None
-    groups = group_clients(problem)
+    groups = _groups(problem)
     cut = deal(groups, problem.load_min, np.minimum(problem.load_max, problem.n_clients))
     if cut is None:
         return None
     if cut.overfull:
         return overflowing(problem, np.flatnonzero(cut.groups[groups.member]), cut.experts)
     return starving(problem, cut.experts)
+
+
+def _groups(problem: AssignmentProblem) -> Groups:
+    return group_clients(problem) if problem.layers is None else group_layered_clients(problem)
 
 
 def _open_pairs(problem: AssignmentProblem, experts: IntArray) -> IntArray:
@@ -94,6 +103,8 @@ def _open_pairs(problem: AssignmentProblem, experts: IntArray) -> IntArray:
 
 def starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
     """Experts whose load_min cannot be met, and the clients that may train them at all."""
+    if problem.layers is not None:
+        return layered_cut(problem, wanted, overfull=False)
     reach = _open_pairs(problem, wanted)
     available = int(np.minimum(reach, problem.slots).sum())
     required = int(problem.load_min[wanted].sum())
@@ -107,6 +118,8 @@ def starving(problem: AssignmentProblem, wanted: IntArray) -> Conflict:
 
 def overflowing(problem: AssignmentProblem, clients: IntArray, experts: IntArray) -> Conflict:
     """Clients whose min_experts exceed the places open to them; `experts` are those that are full."""
+    if problem.layers is not None:
+        return layered_cut(problem, experts, overfull=True) if len(experts) else overstretched_clients(problem)
     outside = np.setdiff1d(np.arange(problem.n_experts), experts)
     required = int(problem.min_experts[clients].sum())
     full = int(np.minimum(problem.load_max[experts], problem.n_clients).sum())
@@ -120,34 +133,14 @@ def overflowing(problem: AssignmentProblem, clients: IntArray, experts: IntArray
     return Conflict("clients overflow", _ints(clients), _ints(experts), required, available, message)
 
 
-def _ints(numbers: IntArray) -> tuple[int, ...]:
-    return tuple(numbers.tolist())
-
-
-def _them(numbers: IntArray) -> str:
-    return "it" if len(numbers) == 1 else "them"
-
-
-def _verb(numbers: IntArray, plural: str) -> str:
-    return plural + "s" if len(numbers) == 1 else plural
-
-
-def _names(kind: str, labels: tuple[object, ...] | None, numbers: IntArray) -> str:
-    names = [str(i if labels is None else labels[i]) for i in numbers[:_NAMED].tolist()]
-    if len(numbers) == 1:
-        return f"{kind} {names[0]}"
-    more = f", ... ({len(numbers)} in all)" if len(numbers) > _NAMED else ""
-    return f"{kind}s {{{', '.join(names)}{more}}}"
-
-
 def _spread_is_feasible(problem: AssignmentProblem) -> bool:
     """Whether clients that spread themselves evenly over their eligible experts meet all bounds.
 
     Such a fractional point proves feasibility, because the polytope is integral; no flow is needed then.
     """
-    if (problem.min_experts > problem.slots).any():
+    if problem.overstretched.any():
         return False
-    base, extra = _even_loads(problem)
+    base, extra = _even_loads(problem) if problem.layers is None else even_layer_loads(problem)
     rounding = 1e-9 * (1 + base + extra)
     low, high = problem.load_min + rounding - base, problem.load_max - rounding - base
     # Clients take their fewest experts plus the same share t in [0, 1] of what more they could take.
@@ -217,9 +210,9 @@ def widen_load_bounds(
 
 def _least_violating_loads(problem: AssignmentProblem, hard_min: IntArray, hard_max: IntArray) -> IntArray | None:
     """Return loads with the least total violation; None if the hard bounds cannot be met."""
-    if (problem.min_experts > problem.slots).any():
+    if problem.overstretched.any():
         return None
     # No expert gets more than n clients; any more stands for "no limit".
     n = problem.n_clients
     soft = problem.load_min, np.minimum(problem.load_max, n)
-    return deal_loads(group_clients(problem), soft, (hard_min, np.minimum(hard_max, n)))
+    return deal_loads(_groups(problem), soft, (hard_min, np.minimum(hard_max, n)))

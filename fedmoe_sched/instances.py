@@ -9,7 +9,7 @@ They differ in the desirability, and so in how much the clients contend for the 
 scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
 clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
 little. `clustered`, `tied` and `drifted` stay contended at any size. `soft` has no load bounds: a load penalty
-balances.
+balances. `layered` adds bounds on the experts of each of two layers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
@@ -33,6 +34,7 @@ __all__ = [
     "drifted",
     "generate",
     "integers",
+    "layered",
     "load_problem",
     "save_problem",
     "soft",
@@ -43,6 +45,7 @@ __all__ = [
 
 _CLASSES = 10
 _QUANTUM = 0.05
+_CAPACITY_OF_ALL_LAYERS = 3  # from here on a client trains experts of both layers
 _DRIFT = _SWITCHING_COST = 0.1
 
 FloatMatrix = npt.NDArray[np.float64]
@@ -178,6 +181,30 @@ def soft(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
     return bounded.replace(min_experts=bounded.capacity, load_min=0, load_max=None, load_penalty=penalty)
 
 
+def layered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Put the experts of `clustered` into two layers.
+
+    Clients train at most two experts of a layer, and at least one of each if their capacity is 3 or more. The
+    first half of the experts, rounded up, is the first layer.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    problem = clustered(n_clients, n_experts, seed=seed)
+    count = min(2, n_experts)
+    least = np.repeat(problem.capacity[:, None] >= _CAPACITY_OF_ALL_LAYERS, count, axis=1)
+    layers = ExpertLayers(np.arange(n_experts) * count // n_experts, least.astype(np.int64), 2)
+    return problem.replace(layers=layers)
+
+
 #: The families by name.
 FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "clustered": clustered,
@@ -186,6 +213,7 @@ FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "integers": integers,
     "drifted": drifted,
     "soft": soft,
+    "layered": layered,
 }
 
 

@@ -174,7 +174,12 @@ def max_min(problem: AssignmentProblem, solver: str | Solver[Any] = "auto") -> M
 
 
 def _refuse(problem: AssignmentProblem, solver: str | Solver[Any]) -> None:
-    for name, there in (("budgets", bool(problem.budgets)), ("load_penalty", problem.load_penalty is not None)):
+    present = {
+        "budgets": bool(problem.budgets),
+        "load_penalty": problem.load_penalty is not None,
+        "layers": problem.layers is not None,
+    }
+    for name, there in present.items():
         if there:
             msg = f"{name}: max_min takes problems without any"
             raise InputError(msg)

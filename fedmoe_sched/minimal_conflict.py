@@ -39,8 +39,11 @@ def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds:
     Conflict
         Where experts starve, no ``load_min`` of the named experts can be left out; `clients` are all that could
         train one of them. Where clients overflow, neither the ``min_experts`` of any named client nor the
-        ``load_max`` of any named expert can. Conflicts of budgets are returned as they are.
+        ``load_max`` of any named expert can. Conflicts of budgets, and of problems with layers, are returned as
+        they are.
     """
+    if problem.layers is not None:
+        return conflict
     relaxed = network_relaxation(problem)
     clients, experts = (np.array(part, dtype=np.int64) for part in (conflict.clients, conflict.experts))
     deadline = time.perf_counter() + seconds

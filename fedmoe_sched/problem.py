@@ -21,8 +21,10 @@ from fedmoe_sched._arrays import (
     row_blocks,
     split_labels,
 )
+from fedmoe_sched._layers import open_layers
 from fedmoe_sched._mapped import release_rows
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.resource_budget import ResourceBudget
 
@@ -36,6 +38,7 @@ class AssignmentProblem:
     Maximise ``sum_ij d_ij x_ij - sum_j phi_j(load_j)`` over binary x, with ``load_j = sum_i x_ij``, subject to
     ``min_experts_i <= sum_j x_ij <= capacity_i`` for every client i,
     ``load_min_j <= load_j <= load_max_j`` for every expert j,
+    ``layer_min_ig <= sum_{j in layer g} x_ij <= layer_max_ig`` for every client i and layer g,
     ``sum_j size_rij x_ij <= budget_ri`` for every client i and resource r,
     and ``x_ij = 0`` where the pair is not eligible. Without resources the constraint matrix is totally unimodular;
     with them this is a generalised assignment problem.
@@ -61,6 +64,8 @@ class AssignmentProblem:
         The convex phi_j, in units of desirability; None is no penalty.
     budgets : sequence of ResourceBudget, default ()
         What clients have of memory, seconds, ..., and what experts take of it.
+    layers : ExpertLayers, optional
+        Which experts are in which layer, and how many of each layer clients train; None is one layer of all.
     client_labels, expert_labels : sequence of hashable, optional
         Names for the answer; by default those of the DataFrame, else none.
 
@@ -72,6 +77,7 @@ class AssignmentProblem:
     eligible : ndarray, shape (n, m), bool, or None
     load_penalty : LoadPenalty or None
     budgets : tuple of ResourceBudget
+    layers : ExpertLayers or None
     client_labels, expert_labels : tuple of hashable, or None
 
     Raises
@@ -94,6 +100,7 @@ class AssignmentProblem:
     eligible: BoolArray | None
     load_penalty: LoadPenalty | None
     budgets: tuple[ResourceBudget, ...]
+    layers: ExpertLayers | None
     client_labels: tuple[Hashable, ...] | None
     expert_labels: tuple[Hashable, ...] | None
 
@@ -108,6 +115,7 @@ class AssignmentProblem:
         eligible: Any = None,
         load_penalty: LoadPenalty | None = None,
         budgets: Sequence[ResourceBudget] = (),
+        layers: ExpertLayers | None = None,
         client_labels: Sequence[Hashable] | None = None,
         expert_labels: Sequence[Hashable] | None = None,
     ) -> None:
@@ -125,6 +133,7 @@ class AssignmentProblem:
             "eligible": None if eligible is None else read_only(as_bool_matrix("eligible", eligible, (n, m))),
             "load_penalty": _penalty(load_penalty, m),
             "budgets": _budgets(budgets, (n, m)),
+            "layers": _layers(layers, (n, m)),
             "client_labels": _labels("client_labels", bare.rows if client_labels is None else client_labels, n),
             "expert_labels": _labels("expert_labels", bare.columns if expert_labels is None else expert_labels, m),
         }
@@ -157,13 +166,47 @@ class AssignmentProblem:
 
     @cached_property
     def slots(self) -> IntArray:
-        """Experts each client can take: ``min(capacity, eligible_counts)``; shape (n,), int64, read-only."""
+        """Experts each client can take; shape (n,), int64, read-only.
+
+        ``min(capacity, eligible_counts)``; with layers no more than the eligible ones within every ``layer_max``.
+        """
+        if self.layers is not None:
+            return read_only(np.minimum(self.capacity, self._layer_room[0]))
         if self.eligible is not None:
             slots = self._count_eligible()
             return read_only(np.minimum(self.capacity, slots, out=slots))
         if int(self.capacity.max()) <= self.n_experts:
             return self.capacity
         return read_only(np.minimum(self.capacity, self.n_experts))
+
+    @cached_property
+    def demands(self) -> IntArray:
+        """Experts each client must take: ``min_experts``, or all ``layer_min`` together if they are more.
+
+        Shape (n,), int64, read-only.
+        """
+        if self.layers is None:
+            return self.min_experts
+        minima = self.layers.layer_min.sum(axis=-1)
+        return read_only(np.maximum(self.min_experts, minima))
+
+    @cached_property
+    def overstretched(self) -> BoolArray:
+        """Clients that cannot keep their own bounds, whatever the others do; shape (n,), bool, read-only."""
+        beyond = self.demands > self.slots
+        if self.layers is not None:
+            beyond |= self._layer_room[1]
+        return read_only(beyond)
+
+    @cached_property
+    def _layer_room(self) -> tuple[IntArray, BoolArray]:
+        """Eligible experts of each client within every layer_max; whether some layer has too few for layer_min."""
+        room, short = np.empty(self.n_clients, dtype=np.int64), np.empty(self.n_clients, dtype=np.bool_)
+        for block in self.blocks():
+            low, high = open_layers(self, block)
+            np.sum(high, axis=1, out=room[block])
+            np.any(low > high, axis=1, out=short[block])
+        return room, short
 
     def _count_eligible(self) -> IntArray:
         counts = np.empty(self.n_clients, dtype=np.int64)
@@ -201,6 +244,7 @@ class AssignmentProblem:
             "eligible": self.eligible,
             "load_penalty": self.load_penalty,
             "budgets": self.budgets,
+            "layers": self.layers,
             "client_labels": self.client_labels,
             "expert_labels": self.expert_labels,
         }
@@ -245,9 +289,10 @@ class AssignmentProblem:
         n, m = self.shape
         penalty = "" if self.load_penalty is None else ", penalised"
         budgets = "".join(f", {resource.name} budgets" for resource in self.budgets)
+        layers = "" if self.layers is None else f", {self.layers.n_layers} layers"
         return (
             f"AssignmentProblem({n} clients x {m} experts, {int(self.slots.sum())} slots, "
-            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty}{budgets})"
+            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty}{budgets}{layers})"
         )
 
 
@@ -285,6 +330,21 @@ def _budgets(budgets: Any, shape: tuple[int, int]) -> tuple[ResourceBudget, ...]
             raise InputError(msg)
         checked[resource.name] = resource
     return tuple(checked.values())
+
+
+def _layers(layers: Any, shape: tuple[int, int]) -> ExpertLayers | None:
+    if layers is None:
+        return None
+    if not isinstance(layers, ExpertLayers):
+        msg = f"layers: is a {type(layers).__name__}, must be an ExpertLayers or None"
+        raise InputError(msg)
+    if layers.n_experts != shape[1]:
+        msg = f"layers: is of {layers.n_experts} experts, must be of {shape[1]}"
+        raise InputError(msg)
+    if layers.n_clients not in {None, shape[0]}:
+        msg = f"layers: is of {layers.n_clients} clients, must be of {shape[0]}"
+        raise InputError(msg)
+    return layers
 
 
 def _labels(name: str, labels: Sequence[Hashable] | None, size: int) -> tuple[Hashable, ...] | None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._files import atomic_file
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
@@ -37,6 +38,8 @@ _PROBLEM_ARRAYS = (
 # A load penalty is its four arrays, all or none of them.
 _PENALTY_PREFIX = "load_penalty_"
 _PENALTY_ARRAYS = tuple(_PENALTY_PREFIX + field.name for field in dataclasses.fields(LoadPenalty))
+# Layers are their three arrays, all or none of them.
+_LAYER_ARRAYS = ("layer_of", "layer_min", "layer_max")
 # Budgets are a list of names, and two arrays for each: budget_0_size, budget_0_limit, budget_1_size, ...
 _BUDGET_NAMES = "budget_names"
 
@@ -65,6 +68,8 @@ def save_problem(problem: AssignmentProblem, path: str | os.PathLike[str]) -> No
             arrays[name] = json.dumps(_plain_labels(name, value)) if name.endswith("_labels") else value
     for name in _PENALTY_ARRAYS if problem.load_penalty is not None else ():
         arrays[name] = getattr(problem.load_penalty, name.removeprefix(_PENALTY_PREFIX))
+    for name in _LAYER_ARRAYS if problem.layers is not None else ():
+        arrays[name] = getattr(problem.layers, name)
     if problem.budgets:
         arrays[_BUDGET_NAMES] = json.dumps([resource.name for resource in problem.budgets])
     for number, resource in enumerate(problem.budgets):
@@ -98,7 +103,8 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     path : path-like
         ``desirability`` and ``capacity`` are needed; ``min_experts``, ``load_min``, ``load_max``, ``eligible``,
         ``client_labels``, ``expert_labels`` and all four arrays of a `LoadPenalty` (``load_penalty_indptr``,
-        ``load_penalty_start``, ...) may be there; and ``budget_names``, a list of names, with the arrays
+        ``load_penalty_start``, ...) and all three of an `ExpertLayers` (``layer_of``, ``layer_min``,
+        ``layer_max``) may be there; and ``budget_names``, a list of names, with the arrays
         ``budget_0_size`` and ``budget_0_limit`` for the first one, and so on.
 
     Returns
@@ -115,15 +121,20 @@ def load_problem(path: str | os.PathLike[str]) -> AssignmentProblem:
     """
     arrays = read_arrays(path)
     penalised = not arrays.keys().isdisjoint(_PENALTY_ARRAYS)
+    layered = not arrays.keys().isdisjoint(_LAYER_ARRAYS)
     names = arrays.get(_BUDGET_NAMES, ())
     budgets = tuple(name for number in range(len(names)) for name in _budget_arrays(number))
-    needed = ("desirability", "capacity", *(_PENALTY_ARRAYS if penalised else ()), *budgets)
-    refuse_unknown(path, arrays, (*_PROBLEM_ARRAYS, *_PENALTY_ARRAYS, _BUDGET_NAMES, *budgets), needed=needed)
+    groups = (*(_PENALTY_ARRAYS if penalised else ()), *(_LAYER_ARRAYS if layered else ()), *budgets)
+    needed = ("desirability", "capacity", *groups)
+    known = (*_PROBLEM_ARRAYS, *_PENALTY_ARRAYS, *_LAYER_ARRAYS, _BUDGET_NAMES, *budgets)
+    refuse_unknown(path, arrays, known, needed=needed)
     try:
         arrays["budgets"] = _read_budgets(arrays)
         if penalised:
             penalty = {name.removeprefix(_PENALTY_PREFIX): arrays.pop(name) for name in _PENALTY_ARRAYS}
             arrays["load_penalty"] = LoadPenalty(**penalty)
+        if layered:
+            arrays["layers"] = ExpertLayers(*(arrays.pop(name) for name in _LAYER_ARRAYS))
         return AssignmentProblem(**arrays)
     except InputError as error:
         msg = f"{path}: {error}"

@@ -151,7 +151,8 @@ def _coupling(problem: AssignmentProblem) -> str:
     bounds = ["load bounds"] if problem.has_load_bounds else []
     penalty = ["load penalty"] if problem.load_penalty is not None else []
     budgets = ["budgets"] if problem.budgets else []
-    return " and ".join(bounds + penalty + budgets)
+    layers = ["layers"] if problem.layers is not None else []
+    return " and ".join(bounds + penalty + budgets + layers)
 
 
 def get_solver(solver: str | Solver[Any], problem: AssignmentProblem) -> tuple[Solver[Any], str]:

@@ -83,6 +83,9 @@ def _refuse(problem: AssignmentProblem, weights: Mapping[str, float]) -> None:
     if problem.budgets:
         msg = "problem: has budgets; only bounds of network problems can be relaxed"
         raise InputError(msg)
+    if problem.layers is not None:
+        msg = "problem: has layers; only bounds of problems without them can be relaxed"
+        raise InputError(msg)
     for kind, weight in weights.items():
         if kind not in _KINDS:
             msg = f"weights: no bound called {kind!r}; there are {', '.join(_KINDS)}"

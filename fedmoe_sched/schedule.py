@@ -20,7 +20,9 @@ from fedmoe_sched._arrays import (
     split_labels,
 )
 from fedmoe_sched._budgets import fitting_counts, fitting_pairs
+from fedmoe_sched._layer_dealing import mean_layer_loads
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.feasibility import widen_load_bounds
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
@@ -98,14 +100,14 @@ def balanced_load_bounds(
     -------
     load_min, load_max : ndarray, shape (m,), int64
     """
-    mean = float(np.sum(slots)) / n_experts
+    return _around(np.full(n_experts, float(np.sum(slots)) / n_experts), balance)
+
+
+def _around(mean: FloatArray, balance: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     # A hair inwards, so that 10 * (1 + 0.1) = 11.000000000000002 does not round up to 12.
-    low = np.ceil(mean * (1 - balance) - 1 + 1e-9)
+    low = np.maximum(0, np.ceil(mean * (1 - balance) - 1 + 1e-9))
     high = np.floor(mean * (1 + balance) + 1 - 1e-9)
-    return (
-        np.full(n_experts, max(0, int(low)), dtype=np.int64),
-        np.full(n_experts, int(high), dtype=np.int64),
-    )
+    return low.astype(np.int64), high.astype(np.int64)
 
 
 def schedule(
@@ -123,6 +125,7 @@ def schedule(
     budgets: Sequence[ResourceBudget] = (),
     held: Any = None,
     switching_cost: Any = 0.0,
+    layers: ExpertLayers | None = None,
     fill: bool = True,
     solver: str | Solver[Any] = "auto",
     time_limit: float | None = None,
@@ -151,8 +154,10 @@ def schedule(
         Hard bounds on the clients per expert; what is given here replaces the bound that `balance` sets. A
         Series is aligned by label.
     balance : float or None, default 0.25
-        Keep every load within this tolerance of the mean load. Where that is impossible, or clashes with a hard
-        bound, it is widened by the fewest places, listed in ``Schedule.relaxed``. None sets no such bounds.
+        Keep every load within this tolerance of the mean load, with layers that of its layer: what a client's
+        bounds leave open between layers is shared in proportion to their room. Where that is impossible, or
+        clashes with a hard bound, it is widened by the fewest places, listed in ``Schedule.relaxed``. None sets no
+        such bounds.
     load_penalty : LoadPenalty, optional
         Convex cost of the loads, for soft balance, in units of desirability; experts in the order of `fitness`. It
         comes on top of load bounds: with ``balance=None`` it is all that balances the loads.
@@ -166,10 +171,13 @@ def schedule(
         What it costs, in units of desirability, to give a client an expert that it does not hold: >= 0, e.g. in
         proportion to the expert's bytes. Part of the objective and of its proof; `switching_report` in
         `fedmoe_sched.switching` takes it apart. A Series or DataFrame is aligned by label.
+    layers : ExpertLayers, optional
+        Which experts are in which layer, and how many of each layer clients train; in the order of `fitness`.
     fill : bool, default True
-        Whether clients train as many experts as they can (the rule of Chen et al. 2025), or only those of
-        positive desirability. With budgets they take as many as fit whichever they are, and of the others up to
-        `capacity` only what is worth it; `balance` goes by these numbers too.
+        Whether clients train as many experts as they can (the rule of Chen et al. 2025), with layers as many as
+        ``layer_max`` allows too, or only those of positive desirability and those that layers demand. With budgets
+        they take as many as fit whichever they are, and of the others up to `capacity` only what is worth it;
+        `balance` goes by these numbers too.
     solver : str or Solver, default "auto"
         Backend name or instance, see `fedmoe_sched.solvers`.
     time_limit : float, optional
@@ -214,6 +222,7 @@ def schedule(
         eligible=_aligned_matrix("eligible", eligible, bare.rows, bare.columns),
         load_penalty=load_penalty,
         budgets=budgets,
+        layers=layers,
         client_labels=bare.rows,
         expert_labels=bare.columns,
     )
@@ -271,7 +280,10 @@ def _bounded(
     hard = problem.replace(min_experts=min_experts, load_min=hard_low, load_max=hard_high)
     if balance is None or (low is not None and high is not None):
         return hard, ()
-    soft_low, soft_high = balanced_load_bounds(problem.slots, problem.n_experts, balance)
+    if problem.layers is None:
+        soft_low, soft_high = balanced_load_bounds(problem.slots, problem.n_experts, balance)
+    else:
+        soft_low, soft_high = _around(mean_layer_loads(hard)[problem.layers.layer_of], balance)
     load_min = np.minimum(soft_low, hard.load_max) if low is None else low
     load_max = np.maximum(soft_high, hard.load_min) if high is None else high
     soft = hard.replace(load_min=load_min, load_max=load_max)

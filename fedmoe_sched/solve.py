@@ -191,14 +191,14 @@ def _status(problem: AssignmentProblem, certificate: Certificate, claimed: float
 def _refused(problem: AssignmentProblem, backend: Solver[Any], certificate: Certificate) -> Schedule | None:
     """Turn down an assignment that breaks what this backend must keep; None if it may be handed on."""
     broken = {violation.constraint for violation in certificate.violations}
-    if "min_experts" in broken:
+    if broken & {"min_experts", "layer_min"}:
         conflict = find_conflict(problem)
         if conflict is not None:
             conflict = minimal_conflict(problem, conflict)
             return Schedule(
                 problem, backend.name, Status.INFEASIBLE, StopReason.PROVED_INFEASIBLE, conflict=conflict
             )
-    if backend.exact or broken & {"capacity", "eligible"}:
+    if backend.exact or broken & {"capacity", "eligible", "layer_max"}:
         message = f"returned an assignment that breaks constraints: {certificate.violations[0]}"
         return Schedule(problem, backend.name, Status.UNKNOWN, StopReason.FAILED, message=message)
     return None

@@ -30,13 +30,14 @@ class Capability(StrEnum):
     ELIGIBILITY = "eligibility"
     LOAD_PENALTY = "load penalty"
     BUDGETS = "budgets"
+    LAYERS = "layers"
     PRICES = "prices"
     WARM_START = "warm start"
     TIME_LIMIT = "time limit"
     THREADS = "threads"
 
 
-#: What every backend for the whole network problem can do; load penalties and budgets are not among it.
+#: What every backend for the whole network problem can do; load penalties, budgets and layers are not among it.
 NETWORK_PROBLEMS = frozenset({Capability.MIN_EXPERTS, Capability.LOAD_BOUNDS, Capability.ELIGIBILITY})
 
 
@@ -167,5 +168,6 @@ def required_capabilities(problem: AssignmentProblem) -> frozenset[Capability]:
         Capability.ELIGIBILITY: problem.eligible is not None,
         Capability.LOAD_PENALTY: problem.load_penalty is not None,
         Capability.BUDGETS: bool(problem.budgets),
+        Capability.LAYERS: problem.layers is not None,
     }
     return frozenset(capability for capability, needed in needs.items() if needed)

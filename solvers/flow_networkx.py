@@ -12,6 +12,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_rows import ClientSide, client_side
 from fedmoe_sched.solvers._load_steps import LoadSteps
 from fedmoe_sched.solvers._matrix import Bounds, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import polished_answer, whole_scores, whole_steps
@@ -31,14 +32,19 @@ class NetworkXFlow(Solver[_Model]):
 
     A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
     (loads; with a load penalty an arc for each client that an expert may get, because each costs more); lower
-    bounds are supplies of the end nodes. The method is sure to be exact for whole costs only, so desirability and
-    penalties are rounded, and improving cycles that the rounding hid are cancelled afterwards. Cannot be
+    bounds are supplies of the end nodes. With layers there is a node for each client and layer on the way from
+    clients to experts. The method is sure to be exact for whole costs only, so desirability and penalties are
+    rounded, and improving cycles that the rounding hid are cancelled afterwards. Cannot be
     interrupted: it runs to its end whatever the time limit, and the schedule says so.
     """
 
     name: ClassVar[str] = "flow-networkx"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.LOAD_PENALTY, Capability.PRICES}
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LAYERS,
+        Capability.LOAD_PENALTY,
+        Capability.PRICES,
+    }
     requires: ClassVar[tuple[str, ...]] = ("networkx",)
     summary: ClassVar[str] = "min-cost flow (NetworkX, pure Python); readable, for up to some 100,000 pairs"
 
@@ -51,10 +57,13 @@ class NetworkXFlow(Solver[_Model]):
         pairs = eligible_pairs(problem)
         costs = (-scores[pairs.clients, pairs.experts]).tolist()
         bounds = clipped_bounds(problem)
+        side = client_side(problem, pairs, bounds)
+        if side is None:
+            return _Model(problem, None)
         graph: Any = nx.MultiDiGraph()
-        _add_nodes(graph, bounds)
+        _add_nodes(graph, side, bounds)
         _add_load_arcs(graph, whole_steps(problem, bounds), problem.shape)
-        arcs = zip(pairs.clients.tolist(), (n + pairs.experts).tolist(), costs, strict=True)
+        arcs = zip(side.tails.tolist(), (n + pairs.experts).tolist(), costs, strict=True)
         graph.add_edges_from((tail, head, {"capacity": 1, "weight": cost}) for tail, head, cost in arcs)
         return _Model(problem, graph)
 
@@ -62,6 +71,8 @@ class NetworkXFlow(Solver[_Model]):
         """Solve to the end: the engine takes no limits."""
         import networkx as nx
 
+        if model.graph is None:
+            return
         try:
             _, model.flow = nx.network_simplex(model.graph)
         except nx.NetworkXUnfeasible:
@@ -71,21 +82,31 @@ class NetworkXFlow(Solver[_Model]):
         """Read the flows, undo the rounding, find the prices."""
         if model.flow is None:
             return Answer(StopReason.PROVED_INFEASIBLE)
-        n = model.problem.n_clients
-        chosen = [(i, head - n) for i in range(n) for head, used in model.flow[i].items() if any(used.values())]
+        n, m = model.problem.shape
+        n_layers = 0 if model.problem.layers is None else model.problem.layers.n_layers
+        chosen = []
+        for i in range(n):
+            first = n + m + 1 + i * n_layers
+            tails = range(first, first + n_layers) if n_layers else (i,)
+            used = [flow for tail in tails for flow in model.flow[tail].items()]
+            chosen += [(i, head - n) for head, parallel in used if any(parallel.values())]
         clients, experts = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
         return polished_answer(model.problem, Assignment.from_pairs(clients, experts, model.problem.shape))
 
 
-def _add_nodes(graph: Any, bounds: Bounds) -> None:
+def _add_nodes(graph: Any, side: ClientSide, bounds: Bounds) -> None:
     """Add the nodes, and what clients take beyond their lower bounds; those are supplies (negative demands)."""
-    n, m = len(bounds.client_min), len(bounds.expert_min)
+    n, m = len(side.room), len(bounds.expert_min)
     hub = n + m
-    graph.add_nodes_from((i, {"demand": -least}) for i, least in enumerate(bounds.client_min.tolist()))
+    graph.add_nodes_from((i, {"demand": -supply}) for i, supply in enumerate(side.supply.tolist()))
     graph.add_nodes_from((n + j, {"demand": least}) for j, least in enumerate(bounds.expert_min.tolist()))
-    graph.add_node(hub, demand=int(bounds.client_min.sum()) - int(bounds.expert_min.sum()))
-    client_room = (bounds.client_max - bounds.client_min).tolist()
-    graph.add_edges_from((hub, i, {"capacity": room, "weight": 0}) for i, room in enumerate(client_room))
+    graph.add_node(hub, demand=side.total - int(bounds.expert_min.sum()))
+    layered = enumerate(side.layer_supply.tolist(), start=hub + 1)
+    graph.add_nodes_from((node, {"demand": -supply}) for node, supply in layered)
+    client_arcs = enumerate(side.room.tolist())
+    graph.add_edges_from((hub, i, {"capacity": room, "weight": 0}) for i, room in client_arcs)
+    layer_arcs = enumerate(zip(side.owners.tolist(), side.layer_room.tolist(), strict=True), start=hub + 1)
+    graph.add_edges_from((i, node, {"capacity": room, "weight": 0}) for node, (i, room) in layer_arcs)
 
 
 def _add_load_arcs(graph: Any, steps: LoadSteps, shape: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_rows import client_side
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import polished_answer, whole_scores, whole_steps
 
@@ -39,7 +40,8 @@ class OrToolsFlow(Solver[_Model]):
     """Exact min-cost flow with OR-Tools' SimpleMinCostFlow.
 
     A circulation through a hub node: hub -> client (experts taken), client -> expert (the pairs), expert -> hub
-    (loads; with a load penalty an arc for each client that an expert may get, because each costs more).
+    (loads; with a load penalty an arc for each client that an expert may get, because each costs more). With
+    layers there is a node for each client and layer on the way from clients to experts.
     Desirability and penalties are rounded to whole costs; improving cycles that the rounding hid are cancelled
     afterwards, and the prices come from the same exchange graph. The engine cannot be interrupted: it runs to
     its end whatever the time limit, and the schedule says so.
@@ -47,7 +49,11 @@ class OrToolsFlow(Solver[_Model]):
 
     name: ClassVar[str] = "flow-ortools"
     exact: ClassVar[bool] = True
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.LOAD_PENALTY, Capability.PRICES}
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LAYERS,
+        Capability.LOAD_PENALTY,
+        Capability.PRICES,
+    }
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     summary: ClassVar[str] = "min-cost flow (OR-Tools); the fastest off-the-shelf exact backend"
 
@@ -60,30 +66,41 @@ class OrToolsFlow(Solver[_Model]):
         pairs = eligible_pairs(problem)
         clients, experts = pairs
         bounds = clipped_bounds(problem)
+        side = client_side(problem, pairs, bounds)
+        if side is None:
+            return _Model(problem, None, np.zeros(0, dtype=np.int32), pairs)
         flow = min_cost_flow.SimpleMinCostFlow()
         hub = n + m
         pair_arcs = flow.add_arcs_with_capacity_and_unit_cost(
-            clients, n + experts, np.ones(len(clients), dtype=np.int64), -scores[clients, experts]
+            side.tails, n + experts, np.ones(len(clients), dtype=np.int64), -scores[clients, experts]
         )
         # Arcs are for what goes beyond the lower bounds, which are supplies of the end nodes.
-        room, free = bounds.client_max - bounds.client_min, np.zeros(n, dtype=np.int64)
-        flow.add_arcs_with_capacity_and_unit_cost(np.full(n, hub), np.arange(n), room, free)
+        layered = hub + 1 + np.arange(len(side.owners))
+        for tails, heads, room in (
+            (np.full(n, hub), np.arange(n), side.room),
+            (side.owners, layered, side.layer_room),
+        ):
+            flow.add_arcs_with_capacity_and_unit_cost(tails, heads, room, np.zeros_like(room))
         steps = whole_steps(problem, bounds)
         flow.add_arcs_with_capacity_and_unit_cost(
             n + steps.experts, np.full(len(steps.experts), hub), steps.sizes, steps.costs.astype(np.int64)
         )
-        demand = int(bounds.expert_min.sum()) - int(bounds.client_min.sum())
-        flow.set_nodes_supplies(np.arange(n), bounds.client_min)
+        demand = int(bounds.expert_min.sum()) - side.total
+        flow.set_nodes_supplies(np.arange(n), side.supply)
+        flow.set_nodes_supplies(layered, side.layer_supply)
         flow.set_nodes_supplies(n + np.arange(m), -bounds.expert_min)
         flow.set_nodes_supplies(np.array([hub]), np.array([demand]))
         return _Model(problem, flow, pair_arcs, pairs)
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve to the end: the engine takes no limits."""
-        model.status = model.flow.solve()
+        if model.flow is not None:
+            model.status = model.flow.solve()
 
     def read(self, model: _Model) -> Answer:
         """Read the flows, undo the rounding, find the prices."""
+        if model.flow is None:
+            return Answer(StopReason.PROVED_INFEASIBLE)
         assignment = model.assignment()
         if assignment is None:
             infeasible = model.status in (model.flow.INFEASIBLE, model.flow.UNBALANCED)

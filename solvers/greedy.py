@@ -8,10 +8,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_ranks import narrow_to_layers
 
 __all__ = ["Greedy"]
 
@@ -27,13 +29,16 @@ class Greedy(Solver[_Model]):
 
     The alignment rule of Chen et al. 2025 (arXiv 2507.05685): candidate experts by capacity, ranked by
     desirability, the top ones up to what the client can handle. Clients do not see one another, so they may all
-    crowd onto the same expert. Without load bounds and load penalty the answer is optimal, and proved so. Ties go
+    crowd onto the same expert. With layers: first the fewest of each layer, by rank, then the top-ranked of what
+    its layers have room for. Without load bounds and load penalty the answer is optimal, and proved so. Ties go
     to the lower expert number. Cannot be interrupted.
     """
 
     name: ClassVar[str] = "greedy"
     exact: ClassVar[bool] = False
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.MIN_EXPERTS, Capability.ELIGIBILITY})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.MIN_EXPERTS, Capability.ELIGIBILITY, Capability.LAYERS}
+    )
     summary: ClassVar[str] = "client by client, top-ranked experts up to capacity; ignores load bounds"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
@@ -43,7 +48,7 @@ class Greedy(Solver[_Model]):
     def run(self, model: _Model, limits: Limits) -> None:
         """Rank each client's experts and take the first ones."""
         problem = model.problem
-        chosen = (_top_ranked(problem, block) for block in problem.blocks())
+        chosen = (_choice(problem, block) for block in problem.blocks())
         model.assignment = Assignment.from_mask_blocks(chosen, problem.n_experts)
 
     def read(self, model: _Model) -> Answer:
@@ -53,13 +58,21 @@ class Greedy(Solver[_Model]):
         return Answer(StopReason.COMPLETED, model.assignment, prices)
 
 
-def _top_ranked(problem: AssignmentProblem, block: slice) -> npt.NDArray[np.bool_]:
+def _choice(problem: AssignmentProblem, block: slice) -> BoolArray:
     scores = problem.desirability[block].astype(np.float64)
     if problem.eligible is not None:
         scores[~problem.eligible[block]] = -np.inf
-    slots = problem.slots[block]
+    if problem.layers is None:
+        return _top_ranked(scores, problem.min_experts[block], problem.slots[block])
+    forced, least, most = narrow_to_layers(problem, block, scores)
+    chosen: BoolArray = forced | _top_ranked(scores, least, most)
+    return chosen
+
+
+def _top_ranked(scores: FloatArray, least: IntArray, slots: IntArray) -> BoolArray:
+    """Take the `least` largest scores of each row, and the positive ones up to its slots."""
     positive = np.count_nonzero(scores > 0, axis=1)
-    wanted = np.maximum(np.minimum(problem.min_experts[block], slots), np.minimum(slots, positive))
+    wanted = np.maximum(np.minimum(least, slots), np.minimum(slots, positive))
     # Sorting the scores alone is many times faster than sorting the experts by them.
     ranked = np.sort(scores, axis=1)
     last = np.where(wanted > 0, ranked[np.arange(len(ranked)), -wanted], np.inf)[:, None]
@@ -68,4 +81,5 @@ def _top_ranked(problem: AssignmentProblem, block: slice) -> npt.NDArray[np.bool
     above, level = scores[tied] > last[tied], scores[tied] == last[tied]
     room = wanted[tied] - np.count_nonzero(above, axis=1)
     taken[tied] = above | (level & (np.cumsum(level, axis=1) <= room[:, None]))
-    return taken
+    bare: BoolArray = taken
+    return bare

@@ -12,6 +12,7 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_ranks import LayerWalk
 from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs
 
 __all__ = ["GreedyGlobal"]
@@ -34,7 +35,8 @@ class GreedyGlobal(Solver[_Model]):
     Capacities, eligibility and ``load_max`` always hold. For the lower bounds it sets places aside: a pair that
     does not help an expert below ``load_min`` is passed over once the slots left are only as many as such
     experts still miss, and a pair that does not help a client below ``min_experts`` once the places left are
-    only as many as such clients still miss. These are counts over everybody: which slots reach which expert is
+    only as many as such clients still miss. With layers ``layer_max`` always holds, and a client keeps as
+    many slots as its other layers still miss. These are counts over everybody: which slots reach which expert is
     not looked at, and nothing taken is ever given back, so lower bounds may stay unmet and the schedule is then
     VIOLATED. Pairs of no positive desirability are taken only for a lower bound that is still unmet.
     Ties go to the lower client number, then the lower expert number. Cannot be interrupted.
@@ -42,7 +44,7 @@ class GreedyGlobal(Solver[_Model]):
 
     name: ClassVar[str] = "greedy-global"
     exact: ClassVar[bool] = False
-    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS
+    capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {Capability.LAYERS}
     summary: ClassVar[str] = "all pairs by desirability; keeps load_max, tries for load_min"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
@@ -75,7 +77,9 @@ class _Walk:
         reach = problem.n_clients if problem.eligible is None else problem.eligible.sum(axis=0, dtype=np.int64)
         self.slots: list[int] = problem.slots.tolist()
         self.places: list[int] = np.minimum(bounds.expert_max, reach).tolist()
-        self.client_misses: list[int] = bounds.client_min.tolist()
+        self.layers = None if problem.layers is None else LayerWalk(problem)
+        misses = bounds.client_min if self.layers is None else np.minimum(problem.demands, problem.n_experts + 1)
+        self.client_misses: list[int] = misses.tolist()
         self.expert_misses: list[int] = bounds.expert_min.tolist()
         # How many pairs may still be taken that help no expert, or no client, below its lower bound.
         self.spare_slots = sum(self.slots) - sum(self.expert_misses)
@@ -96,12 +100,18 @@ class _Walk:
             if not slots[i] or not places[j]:
                 continue
             helps_client, helps_expert = client_misses[i] > 0, expert_misses[j] > 0
+            if self.layers is not None:
+                if not self.layers.allows(i, j, slots[i]):
+                    continue
+                helps_client = self.layers.missing_after(i, j) < client_misses[i]
             if not (helps_expert or self.spare_slots > 0) or not (helps_client or self.spare_places > 0):
                 continue
             if only_forced and not (helps_client or helps_expert):
                 continue
             slots[i] -= 1
             places[j] -= 1
+            if self.layers is not None:
+                self.layers.take(i, j)
             if helps_client:
                 client_misses[i] -= 1
             else:

@@ -14,6 +14,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._load_steps import load_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import completed_answer, unrounded_bound, whole_costs
@@ -50,6 +51,7 @@ class CpSat(Solver[_Model]):
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.LOAD_PENALTY,
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -58,7 +60,7 @@ class CpSat(Solver[_Model]):
     summary: ClassVar[str] = "integer program (OR-Tools CP-SAT); shows its best assignment at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make one Boolean per eligible pair, one linear constraint per client and expert."""
+        """Make one Boolean per eligible pair, one linear constraint per client, expert, and layer of a client."""
         from ortools.sat.python import cp_model
 
         network = network_relaxation(problem)
@@ -76,6 +78,11 @@ class CpSat(Solver[_Model]):
         sides = np.concatenate([[bounds.client_min, bounds.client_max], [low, high]], axis=1).T.tolist()
         for row, (least, most) in zip(rows, sides, strict=True):
             program.add_linear_constraint(row, least, most)
+        if problem.layers is not None:
+            layers = layer_rows(network, pairs)
+            rows = _sums(takes, layers.rows, len(layers.low))
+            for row, least, most in zip(rows, layers.low.tolist(), layers.high.tolist(), strict=True):
+                program.add_linear_constraint(row, least, most)
         budgets = budget_rows(problem, pairs, whole=True)
         for numbers, sizes, limit in zip(*budgets, strict=True):
             taken = cp_model.LinearExpr.weighted_sum(takes[numbers].tolist(), sizes.astype(np.int64).tolist())

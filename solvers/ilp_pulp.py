@@ -29,6 +29,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import Covers, budget_rows
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._load_steps import engine_bound, engine_costs, load_sides
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 from fedmoe_sched.solvers._rounding import completed_answer
@@ -84,6 +85,7 @@ class PulpCbc(Solver[_Model]):
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.LOAD_PENALTY,
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
         Capability.THREADS,
@@ -92,7 +94,7 @@ class PulpCbc(Solver[_Model]):
     summary: ClassVar[str] = "integer program (CBC through PuLP); a separate process, stopped at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make one binary per eligible pair, at most two constraints per client and expert; write the file."""
+        """Make one binary per eligible pair, at most two constraints per client, expert, layer; write the file."""
         pulp = _pulp()
 
         network = network_relaxation(problem)
@@ -116,6 +118,11 @@ class PulpCbc(Solver[_Model]):
             beyond = _grouped(used, steps.experts, problem.n_experts)
             for group, more, least, most in zip(loads, beyond, *load_sides(bounds, steps), strict=True):
                 _constrain(program, group, int(least), int(most), more)
+            if problem.layers is not None:
+                layers = layer_rows(network, pairs)
+                groups = _grouped(takes, layers.rows, len(layers.low))
+                for group, least, most in zip(groups, layers.low, layers.high, strict=True):
+                    _constrain(program, group, int(least), int(most))
             for numbers, sizes, limit in zip(*budget_rows(problem, pairs, whole=False), strict=True):
                 taken = pulp.LpAffineExpression(zip(takes[numbers].tolist(), sizes.tolist(), strict=True))
                 program.addConstraint(pulp.LpConstraint(taken, pulp.LpConstraintLE, rhs=limit))

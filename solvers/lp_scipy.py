@@ -14,6 +14,7 @@ from fedmoe_sched.certify import OPTIMALITY_GAP, dual_bound, objective
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._load_steps import LoadSteps, load_steps, step_columns
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence, unit_scores
 from fedmoe_sched.solvers._rounding import polished_answer
@@ -52,6 +53,7 @@ class SciPyLP(Solver[_Model]):
     name: ClassVar[str] = "lp-scipy"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LAYERS,
         Capability.LOAD_PENALTY,
         Capability.PRICES,
         Capability.TIME_LIMIT,
@@ -60,7 +62,7 @@ class SciPyLP(Solver[_Model]):
     summary: ClassVar[str] = "linear program (SciPy HiGHS simplex); exact, with the duals as prices"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make the sparse matrix: one row per client and expert and side on which a bound can bite."""
+        """Make the sparse matrix: one row per client, layer and expert and side on which a bound can bite."""
         from scipy.sparse import vstack
 
         n, m = problem.shape
@@ -69,15 +71,28 @@ class SciPyLP(Solver[_Model]):
         takes = incidence(problem, pairs)
         client_rows, expert_rows = takes[:n], takes[n:]
         needy = np.flatnonzero(bounds.client_min > 0)
+        layers = layer_rows(problem, pairs)
+        by_layer = layers.matrix()
+        scarce = np.flatnonzero(layers.low > 0)
         bounded = problem.load_penalty is None  # else the steps keep the bounds of the loads
         capped = np.flatnonzero(bounded & (bounds.expert_max < np.bincount(pairs.experts, minlength=m)))
         floored = np.flatnonzero(bounded & (bounds.expert_min > 0))
         matrix = vstack(
-            [client_rows, -client_rows[needy], expert_rows[capped], -expert_rows[floored]], format="csr"
+            [
+                client_rows,
+                -client_rows[needy],
+                by_layer,
+                -by_layer[scarce],
+                expert_rows[capped],
+                -expert_rows[floored],
+            ],
+            format="csr",
         )
         sides = [
             bounds.client_max,
             -bounds.client_min[needy],
+            layers.high,
+            -layers.low[scarce],
             bounds.expert_max[capped],
             -bounds.expert_min[floored],
         ]
@@ -144,7 +159,7 @@ def _with_steps(model: _Model, expert_rows: Any, steps: LoadSteps) -> _Model:
 def _without_pairs(model: _Model) -> Answer:
     """Nothing is eligible: taking nothing is the only choice, if it is one."""
     problem = model.problem
-    if (problem.min_experts > 0).any() or (problem.load_min > 0).any():
+    if (problem.demands > 0).any() or (problem.load_min > 0).any():
         return Answer(StopReason.PROVED_INFEASIBLE)
     return polished_answer(problem, Assignment.from_pairs([], [], problem.shape))
 

@@ -14,6 +14,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import Covers, budget_rows
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._load_steps import LoadSteps, engine_bound, engine_costs, load_sides, step_columns
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs, incidence
 from fedmoe_sched.solvers._rounding import completed_answer
@@ -63,6 +64,7 @@ class SciPyMILP(Solver[_Model]):
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.LOAD_PENALTY,
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
     }
@@ -70,7 +72,7 @@ class SciPyMILP(Solver[_Model]):
     summary: ClassVar[str] = "integer program (SciPy HiGHS); takes budgets, shows its best at a time limit"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
-        """Make the sparse rows: clients and experts, then budgets."""
+        """Make the sparse rows: clients and experts, layers, budgets."""
         from scipy.optimize import LinearConstraint
         from scipy.sparse import csr_array, hstack, vstack
 
@@ -85,6 +87,9 @@ class SciPyMILP(Solver[_Model]):
         n, m = problem.shape
         columns = vstack([csr_array((n, len(steps.sizes))), -step_columns(steps, m)])
         model.rows.append(LinearConstraint(hstack([incidence(network, pairs), columns], format="csr"), low, high))
+        if problem.layers is not None:
+            layers = layer_rows(network, pairs)
+            model.rows.append(LinearConstraint(model.widened(layers.matrix()), layers.low, layers.high))
         budgets = budget_rows(problem, pairs, whole=False)
         if budgets.limits:
             rows = budgets.matrix(len(pairs.clients))
@@ -140,6 +145,6 @@ def _solve(model: _Model, seconds: float | None) -> Any:
 
 def _without_pairs(problem: AssignmentProblem) -> Answer:
     """Nothing is eligible: taking nothing is the only choice, if it is one."""
-    if (problem.min_experts > 0).any() or (problem.load_min > 0).any():
+    if (problem.demands > 0).any() or (problem.load_min > 0).any():
         return Answer(StopReason.PROVED_INFEASIBLE)
     return completed_answer(problem, Assignment.from_pairs([], [], problem.shape), 0.0)

@@ -16,6 +16,7 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import NETWORK_PROBLEMS, Answer, Capability, Limits, Solver
 from fedmoe_sched.solvers._budget_rows import BudgetRows, Covers, budget_rows
+from fedmoe_sched.solvers._layer_rows import LayerRows, layer_rows
 from fedmoe_sched.solvers._load_steps import LoadSteps, engine_bound, engine_costs, load_sides, step_columns
 from fedmoe_sched.solvers._matrix import Bounds, Pairs, clipped_bounds, eligible_pairs, incidence
 from fedmoe_sched.solvers._rounding import completed_answer
@@ -59,6 +60,7 @@ class OrToolsMIP(Solver[_Model]):
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
         Capability.LOAD_PENALTY,
         Capability.BUDGETS,
+        Capability.LAYERS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
     }
@@ -74,7 +76,9 @@ class OrToolsMIP(Solver[_Model]):
         bounds = clipped_bounds(network)
         scores, steps, unit = engine_costs(problem, pairs, bounds)
         budgets = budget_rows(problem, pairs, whole=False)
-        message = _program(bounds, scores, steps, _matrix(network, pairs, steps, budgets), budgets.limits)
+        layers = layer_rows(network, pairs)
+        matrix = _matrix(network, pairs, steps, layers, budgets)
+        message = _program(scores, steps, matrix, *_sides(bounds, steps, layers, budgets))
         program = mathopt.Model.from_model_proto(message)
         parameters = mathopt.SolveParameters(
             random_seed=limits.seed,
@@ -123,8 +127,10 @@ class OrToolsMIP(Solver[_Model]):
         return Answer(StopReason.TIME_LIMIT, assignment, bound=finite_bound, message=end.detail)
 
 
-def _matrix(problem: AssignmentProblem, pairs: Pairs, steps: LoadSteps, budgets: BudgetRows) -> Any:
-    """Return the rows of clients, experts and budgets over pairs and steps, as a sparse matrix of coordinates."""
+def _matrix(
+    problem: AssignmentProblem, pairs: Pairs, steps: LoadSteps, layers: LayerRows, budgets: BudgetRows
+) -> Any:
+    """Return the rows of clients, experts, layers and budgets over pairs and steps, as sparse coordinates."""
     from scipy.sparse import block_array, csr_array
 
     n, m = problem.shape
@@ -133,15 +139,30 @@ def _matrix(problem: AssignmentProblem, pairs: Pairs, steps: LoadSteps, budgets:
     blocks = [
         [takes[:n], csr_array((n, size))],
         [takes[n:], -step_columns(steps, m)],
+        [layers.matrix(), None],
         [budgets.matrix(len(pairs.clients)), None],
     ]
     return block_array(blocks, format="csr").tocoo()
 
 
+def _sides(
+    bounds: Bounds, steps: LoadSteps, layers: LayerRows, budgets: BudgetRows
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the least and the most of each row of the matrix."""
+    load_min, load_max = load_sides(bounds, steps)
+    limits = np.array(budgets.limits)
+    low = np.concatenate([bounds.client_min, load_min, layers.low, np.full_like(limits, -np.inf)])
+    return low, np.concatenate([bounds.client_max, load_max, layers.high, limits])
+
+
 def _program(
-    bounds: Bounds, scores: npt.NDArray[np.float64], steps: LoadSteps, matrix: Any, limits: list[float]
+    scores: npt.NDArray[np.float64],
+    steps: LoadSteps,
+    matrix: Any,
+    low: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
 ) -> Any:
-    """Return the program as MathOpt's message; variables are pairs, then steps, rows clients, experts, budgets."""
+    """Return the program as MathOpt's message; variables are pairs, then steps."""
     from ortools.math_opt import model_pb2
 
     program = model_pb2.ModelProto()
@@ -155,10 +176,9 @@ def _program(
     program.objective.maximize = True
     program.objective.linear_coefficients.ids.extend(used)
     program.objective.linear_coefficients.values.extend(gains[used])
-    low, high = load_sides(bounds, steps)
     rows.ids.extend(range(matrix.shape[0]))
-    rows.lower_bounds.extend(np.concatenate([bounds.client_min, low, np.full(len(limits), -np.inf)]))
-    rows.upper_bounds.extend(np.concatenate([bounds.client_max, high, np.array(limits)]))
+    rows.lower_bounds.extend(low)
+    rows.upper_bounds.extend(high)
     program.linear_constraint_matrix.row_ids.extend(matrix.row)
     program.linear_constraint_matrix.column_ids.extend(matrix.col)
     program.linear_constraint_matrix.coefficients.extend(matrix.data)

@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import BoolArray
+from fedmoe_sched._arrays import BoolArray, FloatArray
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Capability, Limits, Solver
+from fedmoe_sched.solvers._layer_ranks import narrow_to_layers
 
 __all__ = ["RandomFill"]
 
@@ -28,13 +29,15 @@ class RandomFill(Solver[_Model]):
     """Give every client a uniformly random choice of its eligible experts, as many as it can train.
 
     The random alignment of Chen et al. 2025 (arXiv 2507.05685, figure 3). Desirability and load bounds are
-    nobody's concern; capacities are filled, whatever the fewest experts are. The same `Limits.seed` gives the
-    same choice.
+    nobody's concern; capacities are filled, whatever the fewest experts are. With layers the fewest of each layer
+    are drawn first, then the others among what layers have room for. The same `Limits.seed` gives the same choice.
     """
 
     name: ClassVar[str] = "random"
     exact: ClassVar[bool] = False
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.MIN_EXPERTS, Capability.ELIGIBILITY})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.MIN_EXPERTS, Capability.ELIGIBILITY, Capability.LAYERS}
+    )
     summary: ClassVar[str] = "uniformly random experts up to capacity, seeded; the baseline"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
@@ -58,7 +61,19 @@ def _random_choice(problem: AssignmentProblem, block: slice, generator: np.rando
     keys = generator.random((len(slots), problem.n_experts))
     if problem.eligible is not None:
         keys[~problem.eligible[block]] = 2.0
+    if problem.layers is not None:
+        return _draw_in_layers(problem, block, keys)
     order = np.argsort(keys, axis=1)
     taken = np.zeros(keys.shape, dtype=np.bool_)
     np.put_along_axis(taken, order, np.arange(problem.n_experts) < slots[:, None], axis=1)
     return taken
+
+
+def _draw_in_layers(problem: AssignmentProblem, block: slice, keys: FloatArray) -> BoolArray:
+    """Take the lowest keys that the layers allow; keys of 2 are not eligible."""
+    ranks = np.where(keys < 2, -keys, -np.inf)
+    taken, _, most = narrow_to_layers(problem, block, ranks)
+    order = np.argsort(-ranks, axis=1)
+    more = np.zeros(keys.shape, dtype=np.bool_)
+    np.put_along_axis(more, order, np.arange(problem.n_experts) < most[:, None], axis=1)
+    return taken | more

@@ -95,7 +95,7 @@ class SuccessiveShortestPaths(Solver[_Model]):
         """Climb from small samples to all clients."""
         problem = model.problem
         n = problem.n_clients
-        if (problem.min_experts > problem.slots).any() or (problem.load_min > n).any():
+        if problem.overstretched.any() or (problem.load_min > n).any():
             return
         if n <= _BLOCK_CLIENTS or model.threads == 1:
             settled = _solve(model, map)

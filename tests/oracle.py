@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from fedmoe_sched import AssignmentProblem, LoadPenalty, ResourceBudget
+from fedmoe_sched import AssignmentProblem, ExpertLayers, LoadPenalty, ResourceBudget
 
 TOLERANCE = 1e-9
 
@@ -33,10 +33,31 @@ def affords(problem: AssignmentProblem, client: int, experts: Iterable[int]) -> 
     return True
 
 
+def layer_range(problem: AssignmentProblem, client: int, layer: int) -> tuple[int, int]:
+    """Return the fewest and most experts of a layer that a client may train."""
+    low, high = (
+        bounds[client, layer] if bounds.ndim == 2 else bounds[layer]
+        for bounds in (problem.layers.layer_min, problem.layers.layer_max)
+    )
+    return int(low), int(high)
+
+
+def keeps_layers(problem: AssignmentProblem, client: int, experts: Iterable[int]) -> bool:
+    """Whether these experts of a client are as many of each layer as they may be."""
+    if problem.layers is None:
+        return True
+    of = [int(problem.layers.layer_of[j]) for j in experts]
+    for layer in set(problem.layers.layer_of.tolist()):
+        low, high = layer_range(problem, client, layer)
+        if not low <= of.count(layer) <= high:
+            return False
+    return True
+
+
 def enumerate_assignments(problem: AssignmentProblem) -> Everything:
     """List every assignment of a tiny problem, load bounds aside; the last client's choice varies fastest.
 
-    Budgets are bounds of clients, and kept.
+    Budgets and layers are bounds of clients, and kept.
     """
     n, m = problem.shape
     values, loads = np.zeros(1), np.zeros((1, m), dtype=np.int64)
@@ -45,7 +66,10 @@ def enumerate_assignments(problem: AssignmentProblem) -> Everything:
         can = [j for j in range(m) if problem.eligible is None or problem.eligible[i, j]]
         sizes = range(int(problem.min_experts[i]), min(int(problem.capacity[i]), len(can)) + 1)
         options = [
-            subset for size in sizes for subset in itertools.combinations(can, size) if affords(problem, i, subset)
+            subset
+            for size in sizes
+            for subset in itertools.combinations(can, size)
+            if affords(problem, i, subset) and keeps_layers(problem, i, subset)
         ]
         worth = np.array([sum(float(problem.desirability[i, j]) for j in subset) for subset in options])
         taken = np.array([[j in subset for j in range(m)] for subset in options], dtype=np.int64).reshape(-1, m)
@@ -63,12 +87,15 @@ def _key(problem: AssignmentProblem) -> tuple[Any, ...]:
     eligible = None if problem.eligible is None else problem.eligible.tobytes()
     penalty = problem.load_penalty
     parts = () if penalty is None else (penalty.indptr, penalty.start, penalty.value, penalty.slope)
+    layers = problem.layers
+    nested = () if layers is None else (layers.layer_of, layers.layer_min, layers.layer_max)
     return (
         problem.shape,
         problem.desirability.dtype.str,
         *(a.tobytes() for a in arrays),
         eligible,
         *(a.tobytes() for a in parts),
+        *((a.shape, a.tobytes()) for a in nested),
         *(a.tobytes() for resource in problem.budgets for a in (resource.size, resource.budget)),
     )
 
@@ -123,6 +150,13 @@ def linear_program(problem: AssignmentProblem) -> float | None:
     by_expert = kron(np.ones((1, n)), identity(m))
     rows = vstack([by_client, -by_client, by_expert, -by_expert], format="csr")
     sides = [problem.capacity, -problem.min_experts, problem.load_max, -problem.load_min]
+    if problem.layers is not None:
+        counts = np.eye(problem.layers.n_layers)[problem.layers.layer_of].T
+        by_layer = kron(identity(n), counts)
+        ranges = [[layer_range(problem, i, layer) for layer in range(len(counts))] for i in range(n)]
+        low, high = np.array(ranges).reshape(-1, 2).T
+        rows = vstack([rows, by_layer, -by_layer], format="csr")
+        sides += [high, -low]
     top = np.ones((n, m)) if problem.eligible is None else problem.eligible.astype(float)
     bounds = np.stack([np.zeros(n * m), top.ravel()], axis=1)
     costs = -problem.desirability.astype(np.float64).ravel()
@@ -229,8 +263,39 @@ def resource_budgets(draw: st.DrawFn, shape: tuple[int, int]) -> tuple[ResourceB
 
 
 @st.composite
+def expert_layers(draw: st.DrawFn, shape: tuple[int, int]) -> ExpertLayers:
+    """Draw one to three layers in any order; bounds for all clients or by client, some of which exclude others."""
+    n, m = shape
+    layer_of = [draw(st.integers(0, 2)) for _ in range(m)]
+    layer_of = [sorted(set(layer_of)).index(layer) for layer in layer_of]
+    size = (n, max(layer_of) + 1) if draw(st.booleans()) else max(layer_of) + 1
+    most = draw(st.none() | hnp.arrays(np.int64, size, elements=st.integers(0, 3), fill=st.nothing()))
+    least = draw(hnp.arrays(np.int64, size, elements=st.sampled_from([0, 0, 1, 2]), fill=st.nothing()))
+    return ExpertLayers(layer_of, np.minimum(least, np.bincount(layer_of) if most is None else most), most)
+
+
+def layered(seed: int, *, penalised: bool = False) -> AssignmentProblem:
+    """Make a random tiny problem whose layers bite, many together with the capacity; a few have no answer."""
+    rng = np.random.default_rng(seed)
+    problem = contended(seed, penalised=penalised)
+    n, m = problem.shape
+    layer_of = rng.integers(0, 2, m) if m < 4 else rng.permutation([0, 0, 1, 1, *rng.integers(0, 2, m - 4)])
+    layer_of = np.unique(layer_of, return_inverse=True)[1]
+    high = rng.integers(1, 3, (n, layer_of.max() + 1))
+    low = np.minimum(high, rng.integers(0, 2, high.shape))
+    low[low.sum(axis=1) > problem.slots - rng.integers(0, 2)] = 0
+    least = np.minimum(problem.capacity, rng.integers(0, 3, n)) if rng.random() < 0.5 else problem.min_experts
+    return problem.replace(layers=ExpertLayers(layer_of, low, high), min_experts=least)
+
+
+@st.composite
 def tiny_problems(
-    draw: st.DrawFn, *, bounded: bool = True, penalised: bool = False, budgeted: bool = False
+    draw: st.DrawFn,
+    *,
+    bounded: bool = True,
+    penalised: bool = False,
+    budgeted: bool = False,
+    with_layers: bool = False,
 ) -> AssignmentProblem:
     """Draw problems small enough to enumerate: ties, negative scores, empty capacities, infeasible bounds."""
     n, m = draw(st.sampled_from(_SHAPES))
@@ -267,6 +332,8 @@ def tiny_problems(
         bounds["load_min"] = np.minimum(wish, bounds.get("load_max", n))
     if penalised:
         bounds["load_penalty"] = draw(load_penalties(m))
+    if with_layers:
+        bounds["layers"] = draw(expert_layers((n, m)))
     if budgeted:
         bounds["budgets"] = draw(resource_budgets((n, m)))
     return AssignmentProblem(scores, capacity, min_experts=min_experts, eligible=eligible, **bounds)

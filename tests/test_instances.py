@@ -69,6 +69,14 @@ class TestFamilies:
     def test_integers_are_0_to_5(self):
         assert set(np.unique(integers(100, 4).desirability)) == {0, 1, 2, 3, 4, 5}
 
+    def test_layered_bounds_the_experts_of_two_layers(self):
+        problem = generate("layered", 60, 7, seed=3)
+        assert problem.layers.layer_of.tolist() == [0, 0, 0, 0, 1, 1, 1]
+        taken = solve(problem, "milp-scipy").assignment.toarray()
+        by_layer = np.stack([taken[:, :4].sum(axis=1), taken[:, 4:].sum(axis=1)], axis=1)
+        assert by_layer.max() == 2
+        assert (by_layer[problem.capacity >= 3] >= 1).all()
+
     def test_soft_is_clustered_balanced_by_its_penalty(self):
         problem = soft(300, 6, seed=3)
         np.testing.assert_array_equal(problem.desirability, clustered(300, 6, seed=3).desirability)

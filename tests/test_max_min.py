@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from oracle import clustered, contended, enumerate_assignments, tiny_problems
 
-from fedmoe_sched import AssignmentProblem, InfeasibleError, InputError, LoadPenalty, ResourceBudget, Status, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    ExpertLayers,
+    InfeasibleError,
+    InputError,
+    LoadPenalty,
+    ResourceBudget,
+    Status,
+    solve,
+)
 from fedmoe_sched.max_min import Level, max_min
 
 
@@ -126,6 +135,8 @@ def test_what_it_refuses():
         max_min(AssignmentProblem(scores, load_penalty=LoadPenalty.quadratic(1.0, n_experts=2), **wide))
     with pytest.raises(InputError, match="budgets: max_min takes problems without any"):
         max_min(AssignmentProblem(scores, budgets=[ResourceBudget("memory", [1, 1], [1])], **wide))
+    with pytest.raises(InputError, match="layers: max_min takes problems without any"):
+        max_min(AssignmentProblem(scores, layers=ExpertLayers([0, 1]), **wide))
     with pytest.raises(InputError, match="solver = 'greedy': max_min needs an exact backend, or 'auto'"):
         max_min(AssignmentProblem(scores, **wide), "greedy")
     with pytest.raises(InfeasibleError):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracle import brute_force, tiny_problems
 from test_feasibility import grouped, least_widening_by_linear_program
 
-from fedmoe_sched import AssignmentProblem, InputError, ResourceBudget, Status, schedule, solve
+from fedmoe_sched import AssignmentProblem, ExpertLayers, InputError, ResourceBudget, Status, schedule, solve
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.relax import priced, relax
 
@@ -129,6 +129,12 @@ def test_soft_schedule_by_hand():
 def test_bad_weights_are_refused(weights, message):
     with pytest.raises(InputError, match=message):
         relax(AssignmentProblem([[1.0]], 1), weights)
+
+
+def test_layers_are_refused():
+    problem = AssignmentProblem([[1.0]], 1, layers=ExpertLayers([0]))
+    with pytest.raises(InputError, match="problem: has layers"):
+        relax(problem)
 
 
 def test_budgets_are_refused():
