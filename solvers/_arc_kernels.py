@@ -15,7 +15,7 @@ import numpy as np
 
 from fedmoe_sched.solvers._newton_kernels import part
 
-__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "extend", "push_arcs", "refresh"]
+__all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "extend", "pop", "push_arcs", "refresh"]
 
 #: What stands for a position where there is none: an exchange with the hub, and all exchanges.
 HUB, ALL = -1, -2
@@ -40,7 +40,7 @@ def _meld(key: Any, link: Any, a: Any, b: Any) -> Any:
 
 
 @part
-def _pop(key: Any, link: Any, root: Any) -> Any:
+def pop(key: Any, link: Any, root: Any) -> Any:
     """Remove the root; the new root by two-pass pairing."""
     first: Any
     paired: Any
@@ -266,7 +266,7 @@ def _surface(
         takes = not held[took] if took >= 0 else count[who] > least[who]
         if gives and takes:
             break
-        at = _pop(key, link, at)
+        at = pop(key, link, at)
     root[tail, head] = at
     short[tail, head] = key[at] if at >= 0 else cut[tail, head]
 

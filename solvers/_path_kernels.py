@@ -14,14 +14,27 @@ import numpy as np
 from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, extend, push_arcs, refresh
 from fedmoe_sched.solvers._newton_kernels import jit, marginal, part, wanted_loads
 
-__all__ = ["BALANCED", "NO_PATH", "OUT_OF_ROOM", "WINDOW_EXCEEDED", "augment", "jump"]
+__all__ = [
+    "BALANCED",
+    "NO_PATH",
+    "OUT_OF_ROOM",
+    "WINDOW_EXCEEDED",
+    "augment",
+    "first_left_out",
+    "jump",
+    "load_room",
+    "nearest_deficit",
+    "open_loads",
+    "set_marginals",
+    "surplus_left",
+]
 
 #: What `augment` returns.
 BALANCED, WINDOW_EXCEEDED, NO_PATH, OUT_OF_ROOM = 0, 1, 2, 3
 
 
 @part
-def _open_loads(
+def open_loads(
     penalty: Any,
     loads: Any,
     potential: Any,
@@ -40,18 +53,18 @@ def _open_loads(
         flow[j] = min(max(loads[j], low), high)
         excess[j] = loads[j] - flow[j]
         excess[hub] -= excess[j]
-        _set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
+        set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
 
 
 @part
-def _set_marginals(penalty: Any, j: int, flow: int, low: int, high: int, up: Any, down: Any) -> None:
+def set_marginals(penalty: Any, j: int, flow: int, low: int, high: int, up: Any, down: Any) -> None:
     """Note what one client more costs expert j, and what one less saves."""
     up[j] = marginal(penalty, j, flow + 1) if flow < high else np.inf
     down[j] = marginal(penalty, j, flow) if flow > low else -np.inf
 
 
 @part
-def _nearest_deficit(  # noqa: PLR0912
+def nearest_deficit(  # noqa: PLR0912
     short: Any, potential: Any, up: Any, down: Any, excess: Any, distance: Any, parent: Any, wanted: Any
 ) -> Any:
     """Dijkstra from all nodes with a surplus to `wanted` nodes that lack load; return the last one reached, or -1.
@@ -107,7 +120,7 @@ def _nearest_deficit(  # noqa: PLR0912
 
 
 @part
-def _room(penalty: Any, j: int, flow: int, rising: bool, low: int, high: int) -> Any:
+def load_room(penalty: Any, j: int, flow: int, rising: bool, low: int, high: int) -> Any:
     """Units by which the flow of expert j can rise or fall at the same marginal cost."""
     indptr, _, _, slope = penalty
     if indptr[j + 1] > indptr[j] + 1 or slope[indptr[j]] > 0.0:
@@ -142,7 +155,7 @@ def _push_load(
         else:
             node -= size
             j = node if v == hub else v
-            units = min(units, _room(penalty, j, flow[j], v == hub, load_min[j], load_max[j]))
+            units = min(units, load_room(penalty, j, flow[j], v == hub, load_min[j], load_max[j]))
         v = node
     units = min(units, excess[v])
     excess[v] -= units
@@ -160,13 +173,13 @@ def _push_load(
             node -= size
             j = node if v == hub else v
             flow[j] += units if v == hub else -units
-            _set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
+            set_marginals(penalty, j, flow[j], load_min[j], load_max[j], up, down)
         v = node
     return n_moves
 
 
 @part
-def _surplus_left(excess: Any) -> bool:
+def surplus_left(excess: Any) -> bool:
     """Whether some node has more load than it wants."""
     for v in range(len(excess)):  # noqa: SIM110, no generators in compiled code
         if excess[v] > 0:
@@ -175,7 +188,7 @@ def _surplus_left(excess: Any) -> bool:
 
 
 @part
-def _first_left_out(target: Any, parent: Any, root: Any, arc: Any) -> bool:
+def first_left_out(target: Any, parent: Any, root: Any, arc: Any) -> bool:
     """Note the last arc of the path to `target` that stands for arcs that are left out; False if there is none."""
     size = len(parent)
     v = target
@@ -262,14 +275,14 @@ def augment(  # noqa: PLR0912, PLR0915
     )  # fmt: skip
     flow, excess = np.empty(m, np.int64), np.empty(size, np.int64)
     up, down = np.empty(m), np.empty(m)
-    _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
+    open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
     distance, parent = np.empty(size), np.empty(size, np.int64)
     moves, missing = np.empty((size, 2), np.int64), np.empty(2, np.int64)
-    while _surplus_left(excess):
-        target = _nearest_deficit(short, potential, up, down, excess, distance, parent, np.int64(1))
+    while surplus_left(excess):
+        target = nearest_deficit(short, potential, up, down, excess, distance, parent, np.int64(1))
         if target < 0:
             return NO_PATH
-        if _first_left_out(target, parent, root, missing):
+        if first_left_out(target, parent, root, missing):
             tail, head = missing[0], missing[1]
             gap = base[tail] - base[head]
             longest = min(8.0 * (cut[tail, head] - gap), window) + gap
@@ -344,14 +357,14 @@ def jump(penalty: Any, cost: Any, potential: Any, loads: Any, load_min: Any, loa
     m = len(loads)
     flow, excess = np.empty(m, np.int64), np.empty(m + 1, np.int64)
     up, down = np.empty(m), np.empty(m)
-    _open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
+    open_loads(penalty, loads, potential, load_min, load_max, flow, up, down, excess)
     distance, parent, zero = np.empty(m + 1), np.empty(m + 1, np.int64), np.empty(m + 1)
     for v in range(m + 1):
         zero[v] = 0.0  # the costs are reduced ones
     for j in range(m):
         up[j] -= potential[j] - potential[m]
         down[j] -= potential[j] - potential[m]
-    target = _nearest_deficit(cost, zero, up, down, excess, distance, parent, np.int64(m + 1))
+    target = nearest_deficit(cost, zero, up, down, excess, distance, parent, np.int64(m + 1))
     if target < 0:
         return -1
     off = 0

@@ -24,9 +24,10 @@ from fedmoe_sched.solvers._response_kernels import (
     respond_rows,
     write_rows,
 )
+from fedmoe_sched.solvers._rows import gather, readable
 from fedmoe_sched.solvers._ties import Ties
 
-__all__ = ["Level", "Prices", "Run", "load_kernels"]
+__all__ = ["Level", "Prices", "Run", "Values", "load_kernels"]
 
 _STALLED = 4  # Newton steps without a tenth less surplus before paths take over
 _MOST_NEWTON_STEPS = 40
@@ -47,6 +48,8 @@ _TIE_WINDOW = 16.0  # exchanges between ties cost less than this, in units of th
 _ALL_ELIGIBLE = read_only(np.zeros((0, 0), dtype=np.bool_))
 
 Prices: TypeAlias = npt.NDArray[np.float64]
+#: Net values of a block of clients: scores, eligible, table and size of the noise, first client, prices.
+Values: TypeAlias = tuple[FloatArray, BoolArray, Prices, float, int, Prices]
 #: Runs a function on block numbers, in threads or not.
 Run: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 
@@ -130,7 +133,7 @@ class Level(_Clients):
         low, high = problem.load_min, np.minimum(problem.load_max, n)
         self.close_enough = _paths_per_step(n * m / _CELLS_PER_MICROSECOND, m)
         if rows is not None:
-            self._scores, self._eligible = _gather(problem, rows)
+            self._scores, self._eligible = gather(problem, rows)
             least, most = least[rows], most[rows]
             low = np.floor(low * (size / n)).astype(np.int64)
             high = np.ceil(high * (size / n)).astype(np.int64)
@@ -166,7 +169,7 @@ class Level(_Clients):
             start = number * step
             part = slice(start, min(size, start + step))
             eligible = _ALL_ELIGIBLE if self._eligible is None else self._eligible[part]
-            result = kernel(number, part, _readable(self._scores[part]), eligible, start)
+            result = kernel(number, part, readable(self._scores[part]), eligible, start)
             self._release(part)
             return result
 
@@ -183,15 +186,21 @@ class Level(_Clients):
         loads = np.zeros((-(-len(self.slack) // _BLOCK_CLIENTS), len(prices)), dtype=np.int64)
 
         def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> None:
-            respond(
-                scores, eligible, self.ties.table, noise, first, prices, self.least[part], self.most[part], drift,
-                settled, self.choice[part], self.count[part], self.slack[part], self.arcs[part], loads[number],
-            )  # fmt: skip
+            self._choose(
+                part, (scores, eligible, self.ties.table, noise, first, prices), drift, settled, loads[number]
+            )
 
         self._in_blocks(block)
         self.loads += loads.sum(axis=0)
         self.prices, self._noise = prices, noise
         return self.surplus()
+
+    def _choose(self, part: slice, values: Values, drift: float, settled: float, loads: IntArray) -> None:
+        """Let a block of clients respond to the net values; see `_response_kernels.respond`."""
+        respond(
+            *values, self.least[part], self.most[part], drift, settled, self.choice[part], self.count[part],
+            self.slack[part], self.arcs[part], loads,
+        )  # fmt: skip
 
     def respond_smoothly(self, prices: Prices) -> None:
         """Let the first clients choose: with a noise as large as the steps of the scores at first, then less."""
@@ -219,14 +228,12 @@ class Level(_Clients):
             return False
         while True:
             window = max(window, self._window())
-            movers = _Movers(self, window, *self.candidates(window))
-            status = movers.settle()
-            self._take(movers)
+            status, movers = self._move(window)
             if status == BALANCED:
                 return True
             if window == np.inf:
                 return False
-            wider = self._wider(len(movers.positions), window)
+            wider = self._wider(movers, window)
             if wider > 0:
                 window = wider
                 continue
@@ -240,6 +247,21 @@ class Level(_Clients):
             elif off > 2 * self.close_enough:
                 self.respond(self.prices)
                 self.approach()
+
+    def _move(self, window: float) -> tuple[int, int]:
+        """Move clients with a slack of at most `window` along shortest paths.
+
+        Returns
+        -------
+        status : int
+            Of `_path_kernels.augment`.
+        movers : int
+            How many clients might have moved.
+        """
+        movers = _Movers(self, window, *self.candidates(window))
+        status = movers.settle()
+        self._take(movers)
+        return status, len(movers.positions)
 
     def _jump(self) -> int:
         """Move the prices to where the cheapest exchanges of all clients lead on.
@@ -330,14 +352,16 @@ class Level(_Clients):
         costs = np.full((_MOST_BLOCKS, nodes, nodes), np.inf)
 
         def block(number: int, part: slice, scores: FloatArray, eligible: BoolArray, first: int) -> None:
-            exchange_costs(
-                scores, eligible, self.ties.table, self.ties.size, first, self.prices, self.least[part],
-                self.most[part], self.choice[part], self.count[part], costs[number],
-            )  # fmt: skip
+            values = (scores, eligible, self.ties.table, self.ties.size, first, self.prices)
+            self._note_costs(part, values, costs[number])
 
         self._in_blocks(block, _MOST_BLOCKS)
         least: Prices = costs.min(axis=0)
         return least
+
+    def _note_costs(self, part: slice, values: Values, costs: Prices) -> None:
+        """Note the cheapest exchanges of a block of clients; see `_response_kernels.exchange_costs`."""
+        exchange_costs(*values, self.least[part], self.most[part], self.choice[part], self.count[part], costs)
 
     def settle_directly(self, prices: Prices) -> Assignment | None:
         """Find the optimum of a small problem with a list of all pairs, in as few steps as possible."""
@@ -442,29 +466,8 @@ def load_kernels(dtype: npt.DTypeLike) -> None:
             gc.enable()
 
 
-def _gather(problem: AssignmentProblem, rows: IntArray) -> tuple[FloatArray, BoolArray | None]:
-    """Copy the scores and the eligible experts of some clients, ascending, without loading all of a memory map."""
-    m = problem.n_experts
-    narrow = problem.desirability.dtype == np.float16
-    scores = np.empty((len(rows), m), dtype=np.float32 if narrow else problem.desirability.dtype)
-    eligible = None if problem.eligible is None else np.empty((len(rows), m), dtype=np.bool_)
-    for block in problem.blocks():
-        part = slice(*np.searchsorted(rows, (block.start, block.stop)))
-        scores[part] = problem.desirability[rows[part]]
-        if eligible is not None and problem.eligible is not None:
-            eligible[part] = problem.eligible[rows[part]]
-    return read_only(scores), None if eligible is None else read_only(eligible)
-
-
 def _keep(block: slice) -> None:
     """Do what there is to do after a pass over a copy: nothing."""
-
-
-def _readable(part: FloatArray) -> FloatArray:
-    """Return scores as the kernels take them: contiguous, read-only, of a type that processors compute with."""
-    if part.dtype == np.float16:
-        part = part.astype(np.float32)
-    return read_only(np.ascontiguousarray(part))
 
 
 def _penalty(problem: AssignmentProblem) -> tuple[IntArray, IntArray, Prices, Prices]:

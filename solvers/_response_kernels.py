@@ -12,7 +12,16 @@ import numpy as np
 
 from fedmoe_sched.solvers._newton_kernels import jit, part
 
-__all__ = ["candidates", "exchange_costs", "keep_rows", "respond", "respond_rows", "write_rows"]
+__all__ = [
+    "candidates",
+    "exchange_costs",
+    "fill",
+    "keep_rows",
+    "respond",
+    "respond_rows",
+    "rounded_down",
+    "write_rows",
+]
 
 
 @part
@@ -51,13 +60,13 @@ def _choose(value: Any, size: Any, least: Any, most: Any, best: Any, who: Any) -
 
 
 @part
-def _rounded_down(margin: float) -> Any:
+def rounded_down(margin: float) -> Any:
     """Return a margin as a float32 that is not above it."""
     return max(np.float32(0.0), np.nextafter(np.float32(margin), np.float32(0.0)))
 
 
 @part
-def _fill(
+def fill(
     scores: Any, eligible: Any, noise: Any, amplitude: float, first: int, prices: Any, at: int, value: Any
 ) -> None:
     """Compute the net values of all experts for one client of a block; -inf where it is not eligible."""
@@ -133,9 +142,9 @@ def respond(
             continue
         for r in range(count[at]):
             loads[choice[at, r]] -= 1
-        _fill(scores, eligible, noise, amplitude, first, prices, at, value)
+        fill(scores, eligible, noise, amplitude, first, prices, at, value)
         taken, margin, gave, took = _choose(value, m, np.int64(least[at]), np.int64(most[at]), best, who)
-        slack[at] = _rounded_down(margin)
+        slack[at] = rounded_down(margin)
         arcs[at, 0] = who[gave] if gave >= 0 else (m if gave == -1 else -1)
         arcs[at, 1] = who[took] if took >= 0 else (m if took == -1 else -1)
         count[at] = taken
@@ -179,7 +188,7 @@ def respond_rows(
         taken, margin, gave, took = _choose(
             value, size, np.int64(least[i]), np.int64(min(size, most[i])), best, who
         )
-        slack[i] = _rounded_down(margin)
+        slack[i] = rounded_down(margin)
         arcs[i, 0] = expert[start + who[gave]] if gave >= 0 and who[gave] >= 0 else (m if gave == -1 else -1)
         arcs[i, 1] = expert[start + who[took]] if took >= 0 and who[took] >= 0 else (m if took == -1 else -1)
         count[i] = taken
@@ -203,7 +212,7 @@ def _cheapest(
         margin, tail, head = -best, hub, free
     arc[0] = tail if head >= 0 else -1
     arc[1] = head if tail >= 0 else -1
-    return _rounded_down(margin)
+    return rounded_down(margin)
 
 
 @jit
@@ -234,7 +243,7 @@ def exchange_costs(
     size, m = scores.shape
     value, kept = np.empty(m), np.empty(choice.shape[1])
     for at in range(size):
-        _fill(scores, eligible, noise, amplitude, first, prices, at, value)
+        fill(scores, eligible, noise, amplitude, first, prices, at, value)
         taken = count[at]
         for r in range(taken):
             kept[r] = value[choice[at, r]]
@@ -300,7 +309,7 @@ def candidates(
         sizes[at] = 0
         if slack[at] > window:
             continue
-        _fill(scores, eligible, noise, amplitude, first, prices, at, value)
+        fill(scores, eligible, noise, amplitude, first, prices, at, value)
         taken = count[at]
         bar, tail = np.inf, -1
         for r in range(taken):
