@@ -1,7 +1,7 @@
 """Seeded instances of the round problem, for comparing solvers.
 
-All families share the bounds: capacities uniform in 1..4 (never above the number of experts), every load between
-half of the mean load and 10 % above it::
+All families but `layered` share the bounds: capacities uniform in 1..4 (never above the number of experts), every
+load between half of the mean load and 10 % above it::
 
     load_min = floor(0.5 * sum(capacity) / m)        load_max = ceil(1.1 * sum(capacity) / m)
 
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._layer_dealing import mean_layer_loads
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
 
@@ -28,6 +30,7 @@ __all__ = [
     "clustered",
     "generate",
     "integers",
+    "layered",
     "load_problem",
     "save_problem",
     "tied",
@@ -120,12 +123,43 @@ def tied(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
     return with_bounds(np.rint(scores / _QUANTUM) * _QUANTUM, rng)
 
 
+def layered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Put the experts of `clustered` into layers, of each of which a client trains one or two.
+
+    There are ``G = min(8, m // 4)`` layers of neighbouring experts, at least one. Capacities are uniform in
+    G..2 G: which layers get a second expert is up to the client, so that the layers are not problems of their own.
+    Loads lie between half of the mean load of the layer and 10 % above it; these means are those of clients that
+    share what their capacity allows evenly among the layers.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    scores = _clustered_scores(n_clients, n_experts, rng)
+    n_layers = max(1, min(8, n_experts // 4))
+    layers = ExpertLayers(np.arange(n_experts) * n_layers // n_experts, 1, 2)
+    capacity = np.minimum(rng.integers(n_layers, 2 * n_layers + 1, n_clients), n_experts)
+    problem = AssignmentProblem(scores, capacity, layers=layers)
+    mean = mean_layer_loads(problem)[layers.layer_of]
+    # A hair inwards, so that rounding errors of the mean move no bound by a client.
+    return problem.replace(load_min=np.floor(0.5 * mean + 1e-9), load_max=np.ceil(1.1 * mean - 1e-9))
+
+
 #: The families by name.
 FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "clustered": clustered,
     "tied": tied,
     "uniform": uniform,
     "integers": integers,
+    "layered": layered,
 }
 
 
