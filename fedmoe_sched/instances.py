@@ -1,7 +1,7 @@
 """Seeded instances of the round problem, for comparing solvers.
 
-All families but `soft` share the bounds: capacities uniform in 1..4 (never above the number of experts), every
-load between half of the mean load and 10 % above it::
+All families but `soft` and `layered` share the bounds: capacities uniform in 1..4 (never above the number of
+experts), every load between half of the mean load and 10 % above it::
 
     load_min = floor(0.5 * sum(capacity) / m)        load_max = ceil(1.1 * sum(capacity) / m)
 
@@ -9,7 +9,7 @@ They differ in the desirability, and so in how much the clients contend for the 
 scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
 clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
 little. `clustered`, `tied` and `drifted` stay contended at any size. `soft` has no load bounds: a load penalty
-balances. `layered` adds bounds on the experts of each of two layers.
+balances.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._layer_dealing import mean_layer_loads
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
@@ -45,7 +46,6 @@ __all__ = [
 
 _CLASSES = 10
 _QUANTUM = 0.05
-_CAPACITY_OF_ALL_LAYERS = 3  # from here on a client trains experts of both layers
 _DRIFT = _SWITCHING_COST = 0.1
 
 FloatMatrix = npt.NDArray[np.float64]
@@ -182,10 +182,12 @@ def soft(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
 
 
 def layered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
-    """Put the experts of `clustered` into two layers.
+    """Put the experts of `clustered` into layers, of each of which a client trains one or two.
 
-    Clients train at most two experts of a layer, and at least one of each if their capacity is 3 or more. The
-    first half of the experts, rounded up, is the first layer.
+    There are ``G = min(8, m // 4)`` layers of neighbouring experts, at least one. Capacities are uniform in
+    G..2 G: which layers get a second expert is up to the client, so that the layers are not problems of their own.
+    Loads lie between half of the mean load of the layer and 10 % above it; these means are those of clients that
+    share what their capacity allows evenly among the layers.
 
     Parameters
     ----------
@@ -198,11 +200,15 @@ def layered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProbl
     -------
     AssignmentProblem
     """
-    problem = clustered(n_clients, n_experts, seed=seed)
-    count = min(2, n_experts)
-    least = np.repeat(problem.capacity[:, None] >= _CAPACITY_OF_ALL_LAYERS, count, axis=1)
-    layers = ExpertLayers(np.arange(n_experts) * count // n_experts, least.astype(np.int64), 2)
-    return problem.replace(layers=layers)
+    rng = _generator(n_clients, n_experts, seed)
+    scores = _clustered_scores(n_clients, n_experts, rng)
+    n_layers = max(1, min(8, n_experts // 4))
+    layers = ExpertLayers(np.arange(n_experts) * n_layers // n_experts, 1, 2)
+    capacity = np.minimum(rng.integers(n_layers, 2 * n_layers + 1, n_clients), n_experts)
+    problem = AssignmentProblem(scores, capacity, layers=layers)
+    mean = mean_layer_loads(problem)[layers.layer_of]
+    # A hair inwards, so that rounding errors of the mean move no bound by a client.
+    return problem.replace(load_min=np.floor(0.5 * mean + 1e-9), load_max=np.ceil(1.1 * mean - 1e-9))
 
 
 #: The families by name.

@@ -68,10 +68,11 @@ class SuccessiveShortestPaths(Solver[_Model]):
     over the cheapest exchanges of all clients (the primal-dual step of Ford and Fulkerson, *Flows in Networks*,
     section 3.3). The certificate is computed from the true scores all the same.
 
-    Layers are independent problems where neither ``capacity`` nor ``min_experts`` of any client says more than they
-    do one by one. Else clients respond greedily within their nested bounds, and exchange experts across layers only
-    where both layers allow it. As in valuated matroid intersection (Murota 1996, *SIAM Journal on Discrete
-    Mathematics* 9), exchanges of one client on a path might be forbidden together: they are cut short to one.
+    Layers are independent problems where neither ``capacity`` nor ``min_experts`` of any client says more than
+    they do one by one. Else clients respond greedily within their nested bounds, and exchange experts across
+    layers only where both layers allow it. As in valuated matroid intersection (Murota 1996, *SIAM Journal on
+    Discrete Mathematics* 9), exchanges of one client on a path might be forbidden together: they are cut short to
+    one.
 
     The kernels are compiled when they are first used, and kept on disk; the run cannot be interrupted.
     """

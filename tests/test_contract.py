@@ -15,6 +15,8 @@ from oracle import (
     brute_force,
     clustered,
     contended,
+    keeps_layers,
+    layered,
     linear_program,
     penalty_paid,
     tiny_problems,
@@ -23,6 +25,7 @@ from oracle import (
 from fedmoe_sched import (
     AssignmentProblem,
     Capability,
+    ExpertLayers,
     Limits,
     LoadPenalty,
     ResourceBudget,
@@ -80,6 +83,42 @@ PENALISED = {
 }
 
 
+def in_layers(problem, low=1, high=2, **changes) -> AssignmentProblem:
+    """Deal the experts out to layers of about four."""
+    m = problem.n_experts
+    layers = ExpertLayers(np.arange(m) % max(1, m // 4), low, high)
+    return problem.replace(**{"layers": layers, "min_experts": 0, "load_min": 0, "load_max": 9999} | changes)
+
+
+LAYERED = {
+    "independent layers": lambda: in_layers(clustered(200, 8), capacity=4, load_min=70, load_max=110),
+    "capacity couples layers": lambda: in_layers(clustered(200, 8, seed=1), capacity=3, load_max=85),
+    "capacities and fewest experts couple layers": lambda: in_layers(
+        clustered(99, 16, seed=2), capacity=np.arange(99) % 3 + 5, min_experts=np.arange(99) % 3 + 4, load_max=42
+    ),
+    "bounds by client, scores negative": lambda: in_layers(
+        AssignmentProblem(clustered(120, 12, seed=3).desirability - 0.3, 5),
+        np.arange(360).reshape(120, 3) % 2,
+        np.arange(360).reshape(120, 3) % 3 + 1,
+        load_min=9,
+        load_max=25,
+    ),
+    "ties, few eligible pairs": lambda: in_layers(
+        clustered(80, 12, seed=4, decimals=1, eligible_share=0.6), 0, 2, capacity=4, min_experts=1, load_max=26
+    ),
+    "whole numbers": lambda: in_layers(
+        AssignmentProblem(np.random.default_rng(5).integers(-3, 4, (80, 8)), 3), 1, 3, load_min=28, load_max=32
+    ),
+    "infeasible": lambda: in_layers(clustered(60, 8, seed=6), capacity=4, load_max=[14] * 2 + [60] * 4 + [14] * 2),
+    "infeasible in one layer": lambda: in_layers(clustered(60, 8, seed=6), capacity=4, load_max=[14, 60] * 4),
+}
+
+
+def needs_layers(name: str) -> None:
+    if Capability.LAYERS not in solver_class(name).capabilities:
+        pytest.skip(f"{name} takes no layers")
+
+
 def needs_budgets(name: str) -> None:
     if Capability.BUDGETS not in solver_class(name).capabilities:
         pytest.skip(f"{name} takes no budgets")
@@ -125,7 +164,7 @@ def needs_load_penalty(name: str) -> None:
 
 @cache
 def mid_size(name: str) -> tuple[AssignmentProblem, float | None]:
-    problem = (MID_SIZE | PENALISED)[name]()
+    problem = (MID_SIZE | PENALISED | {f"layers: {k}": v for k, v in LAYERED.items()})[name]()
     return problem, linear_program(problem)
 
 
@@ -143,8 +182,10 @@ def assert_proved(answer: Schedule, optimum: float) -> None:
     assert answer.bound == pytest.approx(total, abs=TOLERANCE * scale)
     assert_keeps_bounds(problem, mask)
     assert answer.prices is not None
-    assert_prices_prove(problem, mask, answer.prices, 1e-7)
     assert answer.verify().optimal
+    if problem.layers is not None:
+        return  # complementary slackness is that of nested bounds
+    assert_prices_prove(problem, mask, answer.prices, 1e-7)
 
 
 def assert_keeps_bounds(problem: AssignmentProblem, mask: np.ndarray) -> None:
@@ -153,6 +194,7 @@ def assert_keeps_bounds(problem: AssignmentProblem, mask: np.ndarray) -> None:
     assert (mask.sum(axis=0) <= problem.load_max).all()
     assert (mask.sum(axis=0) >= problem.load_min).all()
     assert problem.eligible is None or not mask[~problem.eligible].any()
+    assert all(keeps_layers(problem, i, np.flatnonzero(row)) for i, row in enumerate(mask))
 
 
 def assert_refused(answer: Schedule) -> None:
@@ -239,6 +281,68 @@ def test_exact_backend_solves_load_penalties_of_any_magnitude(exact_backend, sca
     )
     answer = solve(scaled, exact_backend)
     assert answer.objective == pytest.approx(linear_program(plain) * scale, rel=1e-9)
+
+
+@settings(max_examples=40)
+@given(problem=st.one_of(tiny_problems(with_layers=True), tiny_problems(with_layers=True, penalised=True)))
+def test_exact_backend_agrees_with_brute_force_on_layers(exact_backend, problem):
+    needs_layers(exact_backend)
+    if problem.load_penalty is not None:
+        needs_load_penalty(exact_backend)
+    optimum = brute_force(problem)
+    answer = solve(problem, exact_backend)
+    if optimum is None:
+        assert_refused(answer)
+    else:
+        assert_proved(answer, optimum)
+
+
+def test_exact_backend_agrees_with_brute_force_where_layers_and_load_bounds_bite(exact_backend):
+    needs_layers(exact_backend)
+    penalised = Capability.LOAD_PENALTY in solver_class(exact_backend).capabilities
+    for seed in range(40):
+        problem = layered(seed, penalised=penalised and seed % 2 == 1)
+        optimum = brute_force(problem)
+        answer = solve(problem, exact_backend)
+        if optimum is None:
+            assert_refused(answer)
+        else:
+            assert_proved(answer, optimum)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_exact_backend_agrees_with_linear_program_on_layers(exact_backend, name):
+    needs_layers(exact_backend)
+    problem, optimum = mid_size(f"layers: {name}")
+    answer = solve(problem, exact_backend)
+    if optimum is None:
+        assert_refused(answer)
+    else:
+        assert_proved(answer, optimum)
+
+
+@settings(max_examples=15)
+@given(problem=tiny_problems(with_layers=True, budgeted=True))
+def test_exact_backend_agrees_with_brute_force_on_layers_and_budgets(exact_backend, problem):
+    needs_layers(exact_backend)
+    needs_budgets(exact_backend)
+    optimum = brute_force(problem)
+    answer = solve(problem, exact_backend)
+    if optimum is None:
+        assert_refused(answer)
+    else:
+        assert_searched(answer, optimum)
+
+
+def test_backend_takes_layers_or_refuses_them_with_a_reason(backend):
+    problem = in_layers(clustered(40, 8), capacity=3)
+    if Capability.LAYERS not in solver_class(backend).capabilities:
+        with pytest.raises(UnsupportedProblemError, match=f"{backend} does not take layers"):
+            solve(problem, backend)
+        return
+    answer = solve(problem, backend)
+    assert answer.status in {Status.OPTIMAL, Status.FEASIBLE}
+    assert_keeps_bounds(problem, answer.pairs.mask())
 
 
 @given(problem=tiny_problems(budgeted=True))
@@ -354,7 +458,7 @@ def test_exact_backend_agrees_with_linear_program_at_scale(exact_backend, seed, 
     assert_proved(solve(problem, exact_backend), linear_program(problem))
 
 
-ANY_PROBLEM = st.one_of(tiny_problems(), tiny_problems(penalised=True))
+ANY_PROBLEM = st.one_of(tiny_problems(), tiny_problems(penalised=True), tiny_problems(with_layers=True))
 
 
 @given(problem=ANY_PROBLEM)
@@ -368,6 +472,8 @@ def test_heuristic_keeps_capacity_and_eligibility_and_never_overclaims(heuristic
     mask = answer.assignment.toarray()
     assert (mask.sum(axis=1) <= problem.capacity).all()
     assert problem.eligible is None or not mask[~problem.eligible].any()
+    if problem.layers is not None:
+        assert not {"layer_max"} & {violation.constraint for violation in answer.violations}
     if answer.status is Status.VIOLATED:
         assert answer.violations
         return

@@ -25,7 +25,7 @@ __all__ = [
 
 def console() -> Console:
     """Return a console on standard output; wide where it is not a terminal, so that no cell is folded."""
-    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 280, highlight=False, soft_wrap=False)
 
 
 def complain(message: str) -> None:
