@@ -114,13 +114,6 @@ class ExpertLayers:
         cells = rows * self.n_layers + self.layer_of[experts]
         return np.bincount(cells, minlength=size * self.n_layers).reshape(size, self.n_layers)
 
-    def of_clients(self, clients: IntArray) -> ExpertLayers:
-        """Return the same for some of the clients, in the order of their numbers here."""
-        low, high = (
-            bounds[clients] if bounds.ndim == 2 else bounds for bounds in (self.layer_min, self.layer_max)
-        )
-        return ExpertLayers(self.layer_of, low, high)
-
     def __repr__(self) -> str:
         bounds = f"{_span(self.layer_min)}..{_span(self.layer_max)}"
         return f"ExpertLayers({self.n_experts} experts in {self.n_layers} layers, of each layer {bounds})"

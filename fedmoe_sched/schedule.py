@@ -270,6 +270,8 @@ def _bounded(
         # What the network around sure counts of experts can do, budgets cannot forbid.
         fits = fitting_pairs(problem)
         surely, _ = fitting_counts(problem, fits)
+        # Of layers a client must take its fewest in any case: whether they fit depends on which they are.
+        surely = np.maximum(surely, np.minimum(problem.demands, problem.capacity))
         sure = problem.replace(budgets=(), eligible=fits, capacity=surely)
         bounded, relaxed = _bounded(sure, low, high, balance, fill=fill)
         names = ("min_experts", "load_min", "load_max")

@@ -243,13 +243,16 @@ def note_exchanges(
     gives: Any, takes: Any,
 ) -> None:  # fmt: skip
     """Note what a client may give up and take, in row `row`: 0 nothing, 1 within a layer, 2 across layers too."""
-    for node in range(len(layer_of)):
-        inside = may_give(i, node, held, count, low, most, layer_of, False)
-        outside = inside and may_give(i, node, held, count, low, most, layer_of, True)
-        gives[row, node] = 2 if outside else (1 if inside else 0)
-        inside = may_take(i, node, score, held, count, high, least, layer_of, False)
-        outside = inside and may_take(i, node, score, held, count, high, least, layer_of, True)
-        takes[row, node] = 2 if outside else (1 if inside else 0)
+    hub, n_layers = held.shape[1], low.shape[1]
+    for node in range(hub):
+        number, layer = count[i, layer_of[node]], layer_of[node]
+        gives[row, node], takes[row, node] = 0, 0
+        if held[i, node]:
+            gives[row, node] = 2 if number > low[i, layer] else 1
+        elif score[i, node] > -np.inf:
+            takes[row, node] = 2 if number < high[i, layer] else 1
+    gives[row, hub] = 2 if count[i, n_layers] < most[i] else 0
+    takes[row, hub] = 2 if count[i, n_layers] > least[i] else 0
 
 
 @jit

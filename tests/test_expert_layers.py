@@ -64,7 +64,6 @@ class TestTheClass:
         assert layers.n_clients == 2
         low, high = layers.bounds_of(slice(1, 2), 1)
         assert (low.tolist(), high.tolist()) == ([[1, 1]], [[1, 1]])
-        assert layers.of_clients(np.array([1, 0])).layer_min.tolist() == [[1, 1], [0, 1]]
         assert repr(layers) == "ExpertLayers(2 experts in 2 layers, of each layer [0-1]..1)"
 
     def test_arrays_are_frozen(self):
@@ -389,15 +388,23 @@ class TestSchedule:
         assert answer.loads.tolist() == [10] * 6 + [30] * 2
         assert answer.status is Status.OPTIMAL
 
-    def test_layers_within_budgets(self):
+    def test_layers_and_balance_within_budgets(self):
+        """Not any two experts fit, but one of each layer does, and that is what every client must take."""
         memory = ResourceBudget("memory", [3, 3, 3, 1, 1, 1, 1, 1], np.full(40, 4.0))
-        answer = schedule(
-            self.FITNESS, np.ones(8), 4, layers=self.LAYERS, budgets=[memory], balance=None, fill=False
-        )
+        answer = schedule(self.FITNESS, np.ones(8), 4, layers=self.LAYERS, budgets=[memory], balance=0.3)
         assert answer.status is Status.OPTIMAL
+        assert answer.problem.min_experts.tolist() == [2] * 40
+        assert answer.problem.load_max.tolist() == [9] * 6 + [26] * 2
         mask = answer.pairs.mask()
         assert all(keeps_layers(answer.problem, i, np.flatnonzero(row)) for i, row in enumerate(mask))
         assert (memory.used(answer.pairs) <= 4).all()
+
+    def test_a_client_that_cannot_keep_the_minima_is_named_with_budgets_too(self):
+        memory = ResourceBudget("memory", np.ones(8), np.full(40, 4.0))
+        capacity = np.where(np.arange(40) == 7, 1, 4)
+        answer = schedule(self.FITNESS, np.ones(8), capacity, layers=self.LAYERS, budgets=[memory])
+        assert answer.status is Status.INFEASIBLE
+        assert answer.conflict.message == "client 7 must take 2 places (layer_min), only 1 are open to it"
 
 
 def test_penalties_and_layers_together():
