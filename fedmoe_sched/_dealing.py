@@ -30,6 +30,7 @@ __all__ = [
     "first_open",
     "group_clients",
     "pack_open",
+    "rank_in_group",
 ]
 
 _ENDLESS = np.iinfo(np.int64).max
@@ -79,6 +80,15 @@ def group_clients(problem: AssignmentProblem) -> Groups:
     first, member, size = distinct_rows(_as_words(problem, bounds))
     few, many = least[first], problem.slots[first]
     return Groups(member, size, few, np.maximum(few, many), problem.eligible[first])
+
+
+def rank_in_group(member: IntArray) -> IntArray:
+    """Return the number of each client within its group, in order; shape (n,), int64."""
+    order = np.argsort(member, kind="stable")
+    sorted_ = member[order]
+    rank = np.empty_like(member)
+    rank[order] = np.arange(len(member)) - np.searchsorted(sorted_, sorted_)
+    return rank
 
 
 def _as_words(problem: AssignmentProblem, bounds: IntArray) -> npt.NDArray[np.uint64]:

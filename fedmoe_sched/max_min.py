@@ -115,7 +115,7 @@ def max_min(problem: AssignmentProblem, solver: str | Solver[Any] = "auto") -> M
     Parameters
     ----------
     problem : AssignmentProblem
-        Without budgets and load penalty.
+        Without budgets, load penalty and layers.
     solver : str or Solver, default "auto"
         An exact backend, for the network problems of the levels.
 
@@ -127,7 +127,7 @@ def max_min(problem: AssignmentProblem, solver: str | Solver[Any] = "auto") -> M
     Raises
     ------
     InputError
-        The problem has budgets or a load penalty, or the solver is not exact.
+        The problem has budgets, a load penalty or layers, or the solver is not exact.
     MissingDependencyError, UnsupportedProblemError
         From the backend.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched._budgets import network_relaxation
-from fedmoe_sched._dealing import Groups, deal, group_clients
+from fedmoe_sched._dealing import Groups, deal, group_clients, rank_in_group
 from fedmoe_sched.feasibility import overflowing, starving
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Conflict
@@ -126,14 +126,5 @@ def _needed_clients(
             size[group] = (few + many) // 2
             few, many = (few, int(size[group])) if clash() else (int(size[group]), many)
         size[group] = many
-    rank = _ranks(groups.member[clients])
+    rank = rank_in_group(groups.member[clients])
     return clients[rank < size[groups.member[clients]]], np.flatnonzero(kept), time.perf_counter() <= deadline
-
-
-def _ranks(groups: IntArray) -> IntArray:
-    """Return the number of each client within its group, in order."""
-    order = np.argsort(groups, kind="stable")
-    sorted_ = groups[order]
-    rank = np.empty_like(groups)
-    rank[order] = np.arange(len(groups)) - np.searchsorted(sorted_, sorted_)
-    return rank

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
-from fedmoe_sched._dealing import group_clients
+from fedmoe_sched._dealing import group_clients, rank_in_group
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
@@ -167,10 +167,7 @@ def _rows(open_: BoolArray) -> csr_array[Any, Any]:
 
 def _dealt(total: IntArray, size: IntArray, member: IntArray) -> IntArray:
     """Share what a group gives way among its members, evenly."""
-    order = np.argsort(member, kind="stable")
-    rank = np.empty_like(member)
-    rank[order] = np.arange(len(member)) - np.searchsorted(member[order], member[order])
-    share: IntArray = total[member] // size[member] + (rank < total[member] % size[member])
+    share: IntArray = total[member] // size[member] + (rank_in_group(member) < total[member] % size[member])
     return share
 
 
