@@ -22,7 +22,7 @@ _BLUE, _VERMILION, _GREEN = COLOURS[:3]
 _GREY = "0.82"
 _INCHES, _LEAST_WIDTH, _MOST_WIDTH = 0.28, 5.5, 16.0
 _MOST_NAMES = 48  # experts whose names find room below the axis
-_MOST_LETTERS = 3  # of a name that is written from left to right
+_LETTER = 0.1  # inches, with the space around
 
 
 def plot_prices(schedule: Schedule, path: str | os.PathLike[str]) -> None:
@@ -73,7 +73,9 @@ def price_figure(schedule: Schedule) -> Figure:
     m = schedule.problem.n_experts
     width = min(max(_LEAST_WIDTH, 2.4 + _INCHES * m), _MOST_WIDTH)
     names = _names(schedule)
-    room = 0.07 * max(map(len, names), default=0)
+    longest = max(map(len, names), default=0)
+    upright = _LETTER * longest > 0.8 * width / m
+    room = 0.07 * longest if upright else 0.0
     if schedule.prices is None:
         figure = new_figure(width, 2.8 + room)
         panels = [figure.subplots()]
@@ -82,7 +84,7 @@ def price_figure(schedule: Schedule) -> Figure:
         panels = list(figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 2]}))
         _draw_prices(panels[1], schedule)
     _draw_loads(panels[0], schedule)
-    _name_experts(panels[-1], names, m)
+    _name_experts(panels[-1], names, m, upright=upright)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
     return figure
 
@@ -135,9 +137,8 @@ def _names(schedule: Schedule) -> list[str]:
     )
 
 
-def _name_experts(axes: Axes, names: list[str], n_experts: int) -> None:
+def _name_experts(axes: Axes, names: list[str], n_experts: int, *, upright: bool) -> None:
     axes.set_xlim(-0.7, n_experts - 0.3)
     axes.set_xlabel("expert")
     if names:
-        rotation = 90 if max(map(len, names)) > _MOST_LETTERS else 0
-        axes.set_xticks(range(n_experts), names, rotation=rotation)
+        axes.set_xticks(range(n_experts), names, rotation=90 if upright else 0)

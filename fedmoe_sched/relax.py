@@ -1,8 +1,8 @@
 """Soft mode: widen the fewest bounds, by the fewest places in total, so that an assignment exists.
 
 A bound that gives way is a variable of an integer program that says by how much, and their weighted sum is least.
-Without budgets the program is a minimum cost flow over groups of clients that are alike, and its relaxation is
-integral (Ahuja, Magnanti and Orlin, *Network Flows*, section 6.7, on making infeasible flows feasible).
+The program is a minimum cost flow over groups of clients that are alike, and its relaxation is integral (Ahuja,
+Magnanti and Orlin, *Network Flows*, section 6.7, on making infeasible flows feasible).
 """
 
 from __future__ import annotations
