@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 
-__all__ = ["kill_session", "start_module"]
+__all__ = ["end_with_parent", "kill_session", "start_module"]
+
+_POLL = 0.2  # seconds between looks at the parent
 
 
 def start_module(
@@ -48,3 +52,23 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
+
+
+def end_with_parent(parent: int, *, grace: float) -> None:
+    """End this process at once, whatever it is doing, `grace` seconds after its parent has ended.
+
+    Parameters
+    ----------
+    parent : int
+        Process number of the parent.
+    grace : float
+        Seconds in which the process may still end by itself.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL)
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()

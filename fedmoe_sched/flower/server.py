@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmoe_sched._processes import end_with_parent
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.coordinator import Coordinator
 from fedmoe_sched.federated.runs import RunFolder
@@ -16,6 +18,8 @@ from fedmoe_sched.flower.settings import FlowerConfig, read_run_config
 from fedmoe_sched.flower.strategy import ExpertStrategy
 
 __all__ = ["make_strategy", "server_app"]
+
+_GRACE = 5.0  # seconds
 
 
 def server_app(
@@ -38,6 +42,7 @@ def server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        _end_with_superlink()
         given = read_run_config(context.run_config) if config is None else (config, options or FlowerConfig())
         threads = torch.get_num_threads()
         torch.set_num_threads(given[0].threads)
@@ -48,6 +53,16 @@ def server_app(
             torch.set_num_threads(threads)
 
     return app
+
+
+def _end_with_superlink() -> None:
+    """Do not outlive a SuperLink that was killed.
+
+    Flower interrupts a server app whose parent has ended, but then waits for a SuperLink that does not come back:
+    the process would keep the run folder locked, and no new run could go on.
+    """
+    if "--parent-pid" in sys.argv[:-1]:
+        end_with_parent(int(sys.argv[sys.argv.index("--parent-pid") + 1]), grace=_GRACE)
 
 
 def make_strategy(
