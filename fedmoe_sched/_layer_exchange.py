@@ -86,6 +86,12 @@ class LayerRoom:
         more, less = counts < self._high[clients], counts > self._low[clients]
         return more[:, self._layer_of], less[:, self._layer_of]
 
+    def at_bound(self, client: int, layer: int, bound: str) -> bool:
+        """Whether a client has as few experts of a layer as it must (``"layer_min"``), or as many as it may."""
+        count = self._counts[client, layer]
+        least = bound == "layer_min"
+        return bool(0 < count == self._low[client, layer] if least else count == self._high[client, layer])
+
     def binding(self, client: int, expert: int, who: str) -> list[str]:
         """Name the bounds of the expert's layer that the client is at, in words."""
         layer = int(self._layer_of[expert])

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._layer_exchange import LayerRoom
+from fedmoe_sched._layers import layers_of
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.exchange import exchange_distances
@@ -263,6 +264,33 @@ class Explainer:
         capacity[counts < problem.capacity] = 0.0
         least[(counts > problem.min_experts) | (problem.min_experts == 0)] = 0.0
         return Sensitivity(self._place_worth(), self._release_worth(), capacity, least)
+
+    def layer_worth(self, client: int, layer: int, bound: str) -> float:
+        """Return how much the optimum would rise if a layer bound of one client gave way by one.
+
+        Parameters
+        ----------
+        client, layer : int
+        bound : str
+            ``"layer_min"`` or ``"layer_max"``.
+        """
+        assert self._room is not None
+        problem, m = self.problem, self.problem.n_experts
+        inside = layers_of(problem).layer_of == layer
+        held, lowered = self._held(client), bound == "layer_min"
+        if not self._room.at_bound(client, layer, bound):
+            return 0.0
+        more, less = (part[0] for part in self._room.changes(slice(client, client + 1)))
+        eligible = np.ones(m, dtype=np.bool_) if problem.eligible is None else problem.eligible[client]
+        give = held & (inside if lowered else ~inside & less)
+        take = eligible & ~held & (~inside & more if lowered else inside)
+        scores = np.append(problem.desirability[client].astype(np.float64), 0.0)
+        # The last node is a slot that stays unused.
+        give = np.append(give, not lowered and held.sum() < problem.capacity[client])
+        take = np.append(take, lowered and held.sum() > problem.min_experts[client])
+        tails, heads = np.flatnonzero(take), np.flatnonzero(give)
+        costs = self._distance[np.ix_(tails, heads)] + scores[heads] - scores[tails][:, None]
+        return max(0.0, -float(costs.min(initial=0.0)))
 
 
 def _counted(count: int, what: str) -> str:

@@ -276,6 +276,26 @@ class LoadPenalty:
         totals: npt.NDArray[np.float64] = np.add.reduceat(costs, self.indptr[:-1])
         return totals
 
+    def after(self, loads: IntArray) -> LoadPenalty:
+        """Return the penalty of further clients, of experts that have so many already.
+
+        Parameters
+        ----------
+        loads : ndarray of int, shape (m,)
+            At least 0; not checked.
+
+        Returns
+        -------
+        LoadPenalty
+            ``phi_j(loads[j] + load) - phi_j(loads[j])``.
+        """
+        had = np.repeat(loads, np.diff(self.indptr))
+        kept = self._ends > had
+        passed = np.maximum(had + 1 - self.start, 0)
+        indptr = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, self.indptr[:-1], dtype=np.int64))])
+        value = self.value + self.slope * passed
+        return LoadPenalty(indptr, np.maximum(self.start - had, 1)[kept], value[kept], self.slope[kept])
+
     def best_loads(self, prices: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> IntArray:
         """Return loads within bounds that maximise ``prices * load - phi(load)``; the smallest such ones.
 

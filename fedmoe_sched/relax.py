@@ -1,8 +1,8 @@
-"""Soft mode: widen the fewest bounds, by the fewest places in total, so that an assignment exists.
+"""Soft mode: widen bounds by the least total weight, so that an assignment exists, and no more than that.
 
-A bound that gives way is a variable of an integer program that says by how much, and their weighted sum is least.
-The program is a minimum cost flow over groups of clients that are alike, and its relaxation is integral (Ahuja,
-Magnanti and Orlin, *Network Flows*, section 6.7, on making infeasible flows feasible).
+Without budgets the least total is a minimum cost flow (`fedmoe_sched._elastic`), proved by its potentials. All
+assignments that need no more are complementary to these potentials, and so those of another network problem: of
+these the one of the best objective says which bounds give way.
 """
 
 from __future__ import annotations
@@ -10,46 +10,72 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
-from fedmoe_sched._dealing import group_clients, rank_in_group
+from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._elastic import least_relaxation
+from fedmoe_sched._face import rest_of
+from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
+from fedmoe_sched.explain import Explainer
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule, Status
+from fedmoe_sched.solve import solve
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-__all__ = ["WEIGHTS", "priced", "relax"]
+__all__ = ["WEIGHTS", "Relaxed", "priced", "relax"]
 
 #: What one place of each kind of bound counts; kinds that are left out are hard.
-WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "load_min": 1.0, "load_max": 1.0}
-_KINDS = ("min_experts", "load_min", "load_max", "capacity")
+WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "layer_min": 1.0, "load_min": 1.0, "load_max": 1.0}
+_KINDS = ("min_experts", "layer_min", "load_min", "load_max", "capacity", "layer_max")
 
 
-def relax(
-    problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS
-) -> tuple[AssignmentProblem, tuple[Relaxation, ...]]:
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A problem whose bounds were widened so that an assignment exists.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+        With the widened bounds; the same object if nothing had to be widened, or if no widening helps.
+    relaxations : tuple of Relaxation
+        What was widened; empty if nothing was.
+    total : float
+        The weight of what was widened; 0 where nothing had to be, inf where no widening helps.
+    bound : float
+        No less is enough: what is proved.
+    """
+
+    problem: AssignmentProblem
+    relaxations: tuple[Relaxation, ...]
+    total: float
+    bound: float
+
+    @property
+    def proved(self) -> bool:
+        """Whether `total` is proved to be the least."""
+        return self.bound >= self.total * (1 - 1e-9)
+
+
+def relax(problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS) -> Relaxed:
     """Widen bounds by the fewest places in total, so that an assignment exists.
 
     Parameters
     ----------
     problem : AssignmentProblem
         Without budgets.
-    weights : mapping of str to float, default 1 for all but ``"capacity"``
-        What one place counts of ``"min_experts"`` (lowered), ``"load_min"`` (lowered), ``"load_max"`` (raised) and
-        ``"capacity"`` (raised); > 0. A kind that is not named is never touched.
+    weights : mapping of str to float, default 1 for all but ``"capacity"`` and ``"layer_max"``
+        What one place counts of ``"min_experts"``, ``"layer_min"``, ``"load_min"`` (lowered), ``"load_max"``,
+        ``"capacity"`` and ``"layer_max"`` (raised); > 0. A kind that is not named is never touched. Weights count
+        to a millionth of the largest one.
 
     Returns
     -------
-    problem : AssignmentProblem
-        With the widened bounds; the same object if nothing had to be widened, or if no widening helps.
-    relaxed : tuple of Relaxation
-        What was widened; empty if nothing was.
+    Relaxed
+        Of all ways to widen by the same total weight, the one that allows the best objective.
 
     Raises
     ------
@@ -59,32 +85,26 @@ def relax(
     Examples
     --------
     >>> problem = AssignmentProblem([[3.0, 1.0], [2.0, 0.5], [1.0, 1.0]], 1, min_experts=1, load_max=1)
-    >>> _, relaxed = relax(problem, {"min_experts": 1})
-    >>> [str(relaxation) for relaxation in relaxed]
-    ['min_experts[0]: 1 -> 0']
+    >>> relaxed = relax(problem, {"min_experts": 1})
+    >>> [str(relaxation) for relaxation in relaxed.relaxations]
+    ['min_experts[1]: 1 -> 0']
     """
     _refuse(problem, weights)
     if find_conflict(problem) is None:
-        return problem, ()
-    moved = _least_moves(problem, weights)
-    if moved is None:
-        return problem, ()
-    signs = {"min_experts": -1, "load_min": -1, "load_max": 1, "capacity": 1}
-    bounds = {kind: getattr(problem, kind) + signs[kind] * change for kind, change in moved.items()}
-    relaxed = tuple(
-        _relaxation(kind, k, int(getattr(problem, kind)[k]), int(bounds[kind][k]))
-        for kind in _KINDS
-        for k in np.flatnonzero(moved[kind]).tolist()
-    )
-    return problem.replace(**bounds), relaxed
+        return Relaxed(problem, (), 0.0, 0.0)
+    least = least_relaxation(problem, weights)
+    if least is None:
+        return Relaxed(problem, (), math.inf, math.inf)
+    best = solve(rest_of(problem, least.face))
+    best.loads  # noqa: B018  (raises, with the reason, where there is none)
+    assert best.pairs is not None
+    assignment = Assignment.from_mask(least.face.forced | best.pairs.mask())
+    return _widened(problem, assignment, weights, float(least.bound))
 
 
 def _refuse(problem: AssignmentProblem, weights: Mapping[str, float]) -> None:
     if problem.budgets:
         msg = "problem: has budgets; only bounds of network problems can be relaxed"
-        raise InputError(msg)
-    if problem.layers is not None:
-        msg = "problem: has layers; only bounds of problems without them can be relaxed"
         raise InputError(msg)
     for kind, weight in weights.items():
         if kind not in _KINDS:
@@ -95,80 +115,42 @@ def _refuse(problem: AssignmentProblem, weights: Mapping[str, float]) -> None:
             raise InputError(msg)
 
 
-def _relaxation(kind: str, number: int, asked: int, used: int) -> Relaxation:
-    if kind.startswith("load"):
-        return Relaxation(number, kind, asked, used)
-    return Relaxation(None, kind, asked, used, client=number)
-
-
-def _least_moves(problem: AssignmentProblem, weights: Mapping[str, float]) -> dict[str, IntArray] | None:
-    """Return by how much each bound gives way, by kind; None where nothing helps."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    # What exceeds the pairs that there are has to go in any case, and could be too large for an engine.
-    beyond = {
-        "min_experts": np.maximum(problem.min_experts - problem.eligible_counts, 0),
-        "load_min": np.maximum(problem.load_min - problem.n_clients, 0),
+def _widened(
+    problem: AssignmentProblem, assignment: Assignment, weights: Mapping[str, float], bound: float
+) -> Relaxed:
+    """Widen bounds as far as an assignment needs it."""
+    counts, loads = assignment.counts, assignment.loads
+    used: dict[str, IntArray] = {
+        "min_experts": np.minimum(problem.min_experts, counts),
+        "load_min": np.minimum(problem.load_min, loads),
+        "load_max": np.maximum(problem.load_max, loads),
+        "capacity": np.maximum(problem.capacity, counts),
     }
-    if any(kind not in weights and part.any() for kind, part in beyond.items()):
-        return None
-    problem = problem.replace(**{kind: getattr(problem, kind) - part for kind, part in beyond.items()})
-    groups = group_clients(problem)
-    size, m = groups.size, problem.n_experts
-    first = np.zeros(len(size), dtype=np.int64)
-    first[groups.member[::-1]] = np.arange(problem.n_clients)[::-1]
-    # No client can have more experts than are open to it, nor an expert more clients than there are.
-    least, slots = problem.min_experts[first], problem.slots[first]
-    room = groups.open.sum(axis=1) - slots
-    flow = groups.open * size[:, None]
-    give = np.concatenate([size * least, problem.load_min, np.full(m, problem.n_clients), size * room])
-    allowed = np.repeat([float(kind in weights) for kind in _KINDS], [len(size), m, m, len(size)])
-    price = np.repeat([weights.get(kind, 0.0) for kind in _KINDS], [len(size), m, m, len(size)])
-    costs = np.concatenate([np.zeros(flow.size), price])
-    top = np.concatenate([flow.ravel(), give * allowed])
-    found = milp(
-        costs,
-        integrality=np.ones(len(costs)),
-        bounds=Bounds(0, top),
-        constraints=LinearConstraint(
-            _rows(groups.open),
-            np.concatenate([size * least, np.full(len(size), -np.inf), problem.load_min, np.full(m, -np.inf)]),
-            np.concatenate([np.full(len(size), np.inf), size * slots, np.full(m, np.inf), problem.load_max]),
-        ),
-        options={"mip_rel_gap": 0.0},
+    asked: dict[str, IntArray] = {kind: getattr(problem, kind) for kind in used}
+    layers = problem.layers
+    if layers is not None:
+        n = problem.n_clients
+        asked["layer_min"], asked["layer_max"] = layers.bounds_of(slice(0, n), n)
+        within = layers.count_pairs(assignment, slice(0, n))
+        used["layer_min"] = np.minimum(asked["layer_min"], within)
+        used["layer_max"] = np.maximum(asked["layer_max"], within)
+        if any((used[kind] != asked[kind]).any() for kind in ("layer_min", "layer_max")):
+            layers = ExpertLayers(layers.layer_of, used["layer_min"], used["layer_max"])
+    relaxations = tuple(
+        _relaxation(kind, at, int(asked[kind][at]), int(used[kind][at]))
+        for kind in _KINDS
+        if kind in used
+        for at in zip(*(part.tolist() for part in np.nonzero(used[kind] != asked[kind])), strict=True)
     )
-    if found.x is None:
-        return None
-    moves = np.split(np.rint(found.x[flow.size :]).astype(np.int64), np.cumsum([len(size), m, m]))
-    by_kind = dict(zip(_KINDS, moves, strict=True))
-    for kind in ("min_experts", "capacity"):
-        by_kind[kind] = _dealt(by_kind[kind], size, groups.member)
-    return {kind: part + beyond.get(kind, 0) for kind, part in by_kind.items()}
+    total = sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxations)
+    bounds = {kind: part for kind, part in used.items() if not kind.startswith("layer")}
+    return Relaxed(problem.replace(layers=layers, **bounds), relaxations, total, bound)
 
 
-def _rows(open_: BoolArray) -> csr_array[Any, Any]:
-    """Make the rows: places of groups, and loads, from below and above, each with what gives way."""
-    from scipy.sparse import block_array, identity, kron
-
-    g, m = open_.shape
-    by_group = kron(identity(g), np.ones((1, m)))
-    by_expert = kron(np.ones((1, g)), identity(m))
-    rows: csr_array[Any, Any] = block_array(
-        [
-            [by_group, identity(g), None, None, None],
-            [by_group, None, None, None, -identity(g)],
-            [by_expert, None, identity(m), None, None],
-            [by_expert, None, None, -identity(m), None],
-        ],
-        format="csr",
-    )
-    return rows
-
-
-def _dealt(total: IntArray, size: IntArray, member: IntArray) -> IntArray:
-    """Share what a group gives way among its members, evenly."""
-    share: IntArray = total[member] // size[member] + (rank_in_group(member) < total[member] % size[member])
-    return share
+def _relaxation(kind: str, at: tuple[int, ...], asked: int, used: int) -> Relaxation:
+    if kind.startswith("load"):
+        return Relaxation(at[0], kind, asked, used)
+    return Relaxation(None, kind, asked, used, client=at[0], layer=at[1] if len(at) > 1 else None)
 
 
 def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:
@@ -180,12 +162,15 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
         Of the relaxed problem; where it is not optimal there are no prices.
     relaxed : tuple of Relaxation
     """
-    if schedule.status is not Status.OPTIMAL or schedule.problem.budgets:
+    if not relaxed or schedule.status is not Status.OPTIMAL or schedule.problem.budgets:
         return relaxed
-    worth = schedule.sensitivity()
-    return tuple(dataclasses.replace(one, price=_price(getattr(worth, one.bound), one)) for one in relaxed)
+    assert schedule.pairs is not None
+    explainer = Explainer(schedule.problem, schedule.pairs)
+    worth = explainer.sensitivity()
 
+    def price(one: Relaxation) -> float:
+        if one.client is not None and one.layer is not None:
+            return explainer.layer_worth(one.client, one.layer, one.bound)
+        return float(getattr(worth, one.bound)[one.expert if one.client is None else one.client])
 
-def _price(worth: FloatArray, one: Relaxation) -> float:
-    number = one.expert if one.client is None else one.client
-    return float(worth[number])
+    return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)

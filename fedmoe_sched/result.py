@@ -107,13 +107,16 @@ class Relaxation:
     expert : int or None
         Expert number; None for a bound of a client.
     bound : str
-        ``"load_min"`` or ``"load_max"``; ``"min_experts"`` or ``"capacity"`` of a client.
+        ``"load_min"`` or ``"load_max"``; ``"min_experts"`` or ``"capacity"`` of a client; ``"layer_min"`` or
+        ``"layer_max"`` of a client and a layer.
     asked, used : int
         The bound as derived from `balance`, or as the policy has it, and as used.
     client : int or None, default None
         Client number, for a bound of a client.
     price : float or None, default None
         By how much the objective would rise if the bound gave way by one place more; None where nobody asked.
+    layer : int or None, default None
+        Layer number, for a bound of a client and a layer.
     """
 
     expert: int | None
@@ -122,9 +125,12 @@ class Relaxation:
     used: int
     client: int | None = None
     price: float | None = None
+    layer: int | None = None
 
     def __str__(self) -> str:
-        number = self.expert if self.client is None else self.client
+        number = str(self.expert if self.client is None else self.client)
+        if self.layer is not None:
+            number += f", {self.layer}"
         worth = "" if self.price is None else f" (one more place is worth {self.price:.6g})"
         return f"{self.bound}[{number}]: {self.asked} -> {self.used}{worth}"
 

@@ -231,7 +231,8 @@ def schedule(
     problem, relaxed = _bounded(problem, low, high, balance, fill=fill)
     softened: tuple[Relaxation, ...] = ()
     if soft:
-        problem, softened = relax(problem)
+        widened = relax(problem)
+        problem, softened = widened.problem, widened.relaxations
     answer = solve(
         problem,
         solver,

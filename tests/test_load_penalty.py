@@ -282,3 +282,11 @@ def test_the_check_of_prices_can_fail(prices, claim):
     assert_prices_prove(BY_HAND, best, [1.5, 0.5], 1e-9)
     with pytest.raises(AssertionError, match=claim):
         assert_prices_prove(BY_HAND, best, prices, 1e-9)
+
+
+@given(data=st.data())
+def test_what_is_left_after_some_clients_is_the_rest_of_the_penalty(data):
+    penalty = data.draw(load_penalties(3))
+    had, more = (np.array(data.draw(st.lists(st.integers(0, 7), min_size=3, max_size=3))) for _ in range(2))
+    rest = penalty.after(had).total(more)
+    np.testing.assert_allclose(rest, penalty.total(had + more) - penalty.total(had), atol=1e-9)

@@ -8,18 +8,33 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import brute_force, tiny_problems
+from oracle import brute_force, layer_range, penalty_table, tiny_problems
 from test_feasibility import grouped, least_widening_by_linear_program
 
-from fedmoe_sched import AssignmentProblem, ExpertLayers, InputError, ResourceBudget, Status, schedule, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    ExpertLayers,
+    InputError,
+    Relaxation,
+    ResourceBudget,
+    Status,
+    schedule,
+    solve,
+)
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.relax import priced, relax
 
-KINDS = ("min_experts", "load_min", "load_max")
+KINDS = ("min_experts", "load_min", "load_max", "capacity", "layer_min", "layer_max")
 
 
-def least_cost(problem: AssignmentProblem, weights: dict[str, int]) -> float | None:
-    """Weigh what every subset of the eligible pairs lacks or exceeds; None if none keeps what is hard."""
+def least_cost(problem: AssignmentProblem, weights: dict[str, float]) -> tuple[float, float] | None:
+    """Weigh what every subset of the eligible pairs lacks or exceeds; None if none keeps what is hard.
+
+    Returns
+    -------
+    cost, objective : float
+        The least cost, and the best objective of all subsets that need no more.
+    """
     n, m = problem.shape
     open_ = np.ones((n, m), bool) if problem.eligible is None else problem.eligible
     options = [
@@ -34,73 +49,106 @@ def least_cost(problem: AssignmentProblem, weights: dict[str, int]) -> float | N
         "load_max": loads - problem.load_max,
         "capacity": counts - problem.capacity,
     }
+    if problem.layers is not None:
+        layers = range(problem.layers.n_layers)
+        low, high = np.array([[layer_range(problem, i, g) for g in layers] for i in range(n)]).transpose(2, 0, 1)
+        within = chosen @ np.eye(problem.layers.n_layers, dtype=int)[problem.layers.layer_of]
+        missing["layer_min"] = (low - within).reshape(len(chosen), -1)
+        missing["layer_max"] = (within - high).reshape(len(chosen), -1)
     cost = np.zeros(len(chosen))
     for kind, short in missing.items():
         total = np.maximum(short, 0).sum(axis=1)
-        cost += np.where(total > 0, total * weights.get(kind, np.inf), 0) if kind in weights else np.where(
-            total > 0, np.inf, 0
-        )  # fmt: skip
-    return None if np.isinf(cost.min()) else float(cost.min())
+        cost += total * weights[kind] if kind in weights else np.where(total > 0, np.inf, 0)
+    if np.isinf(cost.min()):
+        return None
+    worth = (chosen * problem.desirability).sum(axis=(1, 2))
+    worth -= penalty_table(problem, n)[np.arange(m), loads].sum(axis=1)
+    return float(cost.min()), float(worth[cost <= cost.min() + 1e-9].max())
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    problem=tiny_problems().filter(lambda p: p.n_clients * p.n_experts <= 12),
-    weights=st.dictionaries(st.sampled_from([*KINDS, "capacity"]), st.integers(1, 3)),
+SMALL = st.one_of(tiny_problems(), tiny_problems(with_layers=True), tiny_problems(penalised=True)).filter(
+    lambda p: p.n_clients * p.n_experts <= 12
 )
-def test_relaxation_is_least(problem, weights):
-    least = least_cost(problem, weights)
-    widened, relaxed = relax(problem, weights)
-    if least is None:
-        assert (widened, relaxed) == (problem, ())
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    problem=SMALL,
+    weights=st.dictionaries(st.sampled_from(KINDS), st.sampled_from([1, 2, 3, 0.1, 0.75])),
+)
+def test_relaxation_is_least_and_of_those_the_best(problem, weights):
+    expected = least_cost(problem, weights)
+    relaxed = relax(problem, weights)
+    widened = relaxed.problem
+    assert relaxed.proved
+    if expected is None:
+        assert (widened, relaxed.relaxations, relaxed.total) == (problem, (), np.inf)
         assert brute_force(problem) is None
         return
-    assert brute_force(widened) is not None
-    assert sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxed) == least
+    least, best = expected
+    assert relaxed.total == pytest.approx(least, abs=1e-12)
+    assert relaxed.bound == pytest.approx(least, abs=1e-12)
+    assert sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxed.relaxations) == relaxed.total
+    assert brute_force(widened) == pytest.approx(best, abs=1e-6)
     assert (widened is problem) == (least == 0)
-    for one in relaxed:
-        number = one.expert if one.client is None else one.client
-        assert one.asked == getattr(problem, one.bound)[number]
-        assert one.used == getattr(widened, one.bound)[number]
+    for one in relaxed.relaxations:
+        assert one.asked == bound_of(problem, one)
+        assert one.used == bound_of(widened, one)
+
+
+def bound_of(problem: AssignmentProblem, one: Relaxation) -> int:
+    if one.layer is None:
+        return int(getattr(problem, one.bound)[one.expert if one.client is None else one.client])
+    return layer_range(problem, one.client, one.layer)[one.bound == "layer_max"]
 
 
 def test_relaxation_of_many_clients_is_that_of_a_linear_program():
     relaxed_ones = 0
     for seed in range(24):
         problem = grouped(seed)
-        widened, relaxed = relax(problem, {"load_min": 1, "load_max": 1})
-        total = sum(abs(one.used - one.asked) for one in relaxed)
-        assert total == pytest.approx(least_widening_by_linear_program(problem), abs=1e-6)
-        assert find_conflict(widened) is None
-        relaxed_ones += total > 0
+        relaxed = relax(problem, {"load_min": 1, "load_max": 1})
+        assert relaxed.total == pytest.approx(least_widening_by_linear_program(problem), abs=1e-6)
+        assert find_conflict(relaxed.problem) is None
+        relaxed_ones += relaxed.total > 0
     assert relaxed_ones >= 3
 
 
-@settings(deadline=None, max_examples=40)
-@given(problem=tiny_problems())
+@settings(deadline=None, max_examples=100)
+@given(problem=st.one_of(tiny_problems(), tiny_problems(with_layers=True)))
 def test_prices_are_what_one_more_place_gains(problem):
-    widened, relaxed = relax(problem)
-    answer = solve(widened, "flow-networkx")
-    for one in priced(answer, relaxed):
-        bound = getattr(widened, one.bound).copy()
-        number = one.expert if one.client is None else one.client
-        bound[number] += 1 if one.used > one.asked else -1
-        if (bound < 0).any():
+    relaxed = relax(problem, dict.fromkeys(KINDS, 1.0))
+    widened = relaxed.problem
+    for one in priced(solve(widened, "flow-networkx"), relaxed.relaxations):
+        if one.used == 0 and one.asked > 0:
             assert one.price == 0
             continue
-        gain = brute_force(widened.replace(**{one.bound: bound})) - brute_force(widened)
+        gain = brute_force(moved(widened, one)) - brute_force(widened)
         assert one.price == pytest.approx(gain, abs=1e-6)
+
+
+def moved(problem: AssignmentProblem, one: Relaxation) -> AssignmentProblem:
+    """Let a bound give way by one place more."""
+    step = 1 if one.used > one.asked else -1
+    if one.layer is None:
+        bound = getattr(problem, one.bound).copy()
+        bound[one.expert if one.client is None else one.client] += step
+        return problem.replace(**{one.bound: bound})
+    layers, n = problem.layers, problem.n_clients
+    bounds = dict(zip(("layer_min", "layer_max"), map(np.array, layers.bounds_of(slice(0, n), n)), strict=True))
+    bounds[one.bound][one.client, one.layer] += step
+    return problem.replace(layers=ExpertLayers(layers.layer_of, **bounds))
 
 
 def test_demands_beyond_all_measure_are_lowered_to_what_there_is():
     problem = AssignmentProblem(
         np.zeros((3, 2)), 2**53, min_experts=[2**53, 2**52, 1], load_min=2**53, load_max=2**53
     )
-    widened, relaxed = relax(problem)
-    assert widened.min_experts.tolist() == [2, 2, 1]
-    assert widened.load_min.tolist() == [3, 3]
-    assert len(relaxed) == 4
-    assert relax(problem, {"load_min": 1}) == (problem, ())
+    relaxed = relax(problem)
+    assert relaxed.problem.min_experts.tolist() == [2, 2, 1]
+    assert relaxed.problem.load_min.tolist() == [3, 3]
+    assert len(relaxed.relaxations) == 4
+    assert relaxed.proved
+    assert relax(problem, {"load_min": 1}).problem is problem
 
 
 def test_soft_schedule_by_hand():
@@ -131,10 +179,16 @@ def test_bad_weights_are_refused(weights, message):
         relax(AssignmentProblem([[1.0]], 1), weights)
 
 
-def test_layers_are_refused():
-    problem = AssignmentProblem([[1.0]], 1, layers=ExpertLayers([0]))
-    with pytest.raises(InputError, match="problem: has layers"):
-        relax(problem)
+def test_layers_by_hand():
+    """Three clients need an expert of each layer, the second layer has one place: client 0 gains most by it."""
+    layers = ExpertLayers([0, 0, 1], layer_min=1)
+    rows = [[0.9, 0.1, 0.5], [0.8, 0.7, 0.2], [0.7, 0.6, 0.8]]
+    problem = AssignmentProblem(rows, 2, load_max=[3, 3, 1], layers=layers)
+    answer = relax(problem, {"layer_min": 1})
+    assert [str(one) for one in answer.relaxations] == ["layer_min[1, 1]: 1 -> 0", "layer_min[2, 1]: 1 -> 0"]
+    assert [one.price for one in priced(solve(answer.problem), answer.relaxations)] == [0, 0]
+    both = relax(problem, {"layer_min": 2, "load_max": 1})
+    assert [str(one) for one in both.relaxations] == ["load_max[2]: 1 -> 3"]
 
 
 def test_budgets_are_refused():

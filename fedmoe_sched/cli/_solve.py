@@ -118,9 +118,11 @@ def solve_file(
         answer = read.schedule(solver=solver, time_limit=time_limit, seed=seed, certify=certify, **options)
     else:
         _refuse_options(file, options)
-        problem, relaxed = relax(read) if soft else (read, ())
+        relaxed = relax(read) if soft else None
+        problem = read if relaxed is None else relaxed.problem
         answer = solve(problem, solver, limits=Limits(time=time_limit, seed=seed), certify=certify)
-        answer = dataclasses.replace(answer, relaxed=priced(answer, relaxed))
+        if relaxed is not None:
+            answer = dataclasses.replace(answer, relaxed=priced(answer, relaxed.relaxations))
     if output is not None:
         write_text(output, _pairs_csv(answer) if output.suffix.lower() == ".csv" else answer.to_json(indent=1))
     if plot is not None and answer.pairs is not None:
