@@ -22,7 +22,7 @@ from fedmoe_sched._face import Face
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.problem import AssignmentProblem
 
-__all__ = ["LeastRelaxation", "least_relaxation", "whole_weights"]
+__all__ = ["LeastRelaxation", "least_relaxation", "total_above", "whole_weights"]
 
 _FAR = 2**60  # further than any distance
 _FINEST = 10**6  # the largest whole weight
@@ -61,6 +61,12 @@ def whole_weights(weights: Mapping[str, float]) -> tuple[dict[str, int], Fractio
     if largest / unit > _FINEST:
         unit = largest / _FINEST
     return {kind: max(1, round(weight / unit)) for kind, weight in exact.items()}, unit
+
+
+def total_above(wanted: IntArray, most: IntArray) -> int:
+    """Add up by how much numbers exceed others; the sum may exceed 64 bits."""
+    above = wanted - most
+    return sum(above[above > 0].tolist())
 
 
 class _Counts(NamedTuple):
@@ -150,9 +156,9 @@ class _Network:
         low, high = self._layers.bounds_of(first, len(first))
         reach = (self._open * size[:, None]).sum(axis=0)
         self._beyond = {
-            "min_experts": _positive(problem.min_experts - problem.eligible_counts),
-            "layer_min": _positive(self._layers.bounds_of(slice(0, n), n)[0] - within[self._member]),
-            "load_min": _positive(problem.load_min - reach),
+            "min_experts": total_above(problem.min_experts, problem.eligible_counts),
+            "layer_min": total_above(self._layers.bounds_of(slice(0, n), n)[0], within[self._member]),
+            "load_min": total_above(problem.load_min, reach),
         }
         self._prices = {kind: cost[kind] for kind in self._beyond}
         self.hopeless = any(kind not in weights and beyond for kind, beyond in self._beyond.items())
@@ -299,11 +305,6 @@ class _Network:
             low, high = (part[member] for part in self._layer.interval(at.clients[:, None] - at.layers))
         load_min, load_max = self._expert.interval(at.experts - at.hub)
         return Face(forced[member], free[member], least[member], most[member], low, high, load_min, load_max)
-
-
-def _positive(numbers: IntArray) -> int:
-    """Add up the positive numbers, whose sum may exceed 64 bits."""
-    return sum(numbers[numbers > 0].tolist())
 
 
 def _add(flow: Any, tails: IntArray, heads: IntArray, sizes: IntArray, costs: IntArray) -> IntArray:

@@ -2,7 +2,8 @@
 
 Without budgets the least total is a minimum cost flow (`fedmoe_sched._elastic`), proved by its potentials. All
 assignments that need no more are complementary to these potentials, and so those of another network problem: of
-these the one of the best objective says which bounds give way.
+these the one of the best objective says which bounds give way. Budgets are what clients have, and never give way:
+with them both steps are integer programs (`fedmoe_sched._elastic_program`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched._elastic import least_relaxation
 from fedmoe_sched._face import rest_of
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.explain import Explainer
@@ -25,11 +29,14 @@ from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule, Status
 from fedmoe_sched.solve import solve
+from fedmoe_sched.solver import Limits, Solver
 
-__all__ = ["WEIGHTS", "Relaxed", "priced", "relax"]
+__all__ = ["SECONDS", "WEIGHTS", "Relaxed", "priced", "relax", "solve_soft"]
 
 #: What one place of each kind of bound counts; kinds that are left out are hard.
 WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "layer_min": 1.0, "load_min": 1.0, "load_max": 1.0}
+#: How long to look for the least relaxation where that is an integer program.
+SECONDS = 60.0
 _KINDS = ("min_experts", "layer_min", "load_min", "load_max", "capacity", "layer_max")
 
 
@@ -47,12 +54,15 @@ class Relaxed:
         The weight of what was widened; 0 where nothing had to be, inf where no widening helps.
     bound : float
         No less is enough: what is proved.
+    assignment : Assignment or None
+        One within the widened bounds; None where none is known.
     """
 
     problem: AssignmentProblem
     relaxations: tuple[Relaxation, ...]
     total: float
     bound: float
+    assignment: Assignment | None = None
 
     @property
     def proved(self) -> bool:
@@ -60,27 +70,32 @@ class Relaxed:
         return self.bound >= self.total * (1 - 1e-9)
 
 
-def relax(problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS) -> Relaxed:
+def relax(
+    problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS, *, seconds: float = SECONDS
+) -> Relaxed:
     """Widen bounds by the fewest places in total, so that an assignment exists.
 
     Parameters
     ----------
     problem : AssignmentProblem
-        Without budgets.
+        Budgets and eligibility are never touched.
     weights : mapping of str to float, default 1 for all but ``"capacity"`` and ``"layer_max"``
         What one place counts of ``"min_experts"``, ``"layer_min"``, ``"load_min"`` (lowered), ``"load_max"``,
         ``"capacity"`` and ``"layer_max"`` (raised); > 0. A kind that is not named is never touched. Weights count
         to a millionth of the largest one.
+    seconds : float, default 60
+        Time limit of the integer programs that budgets need; without budgets there is none.
 
     Returns
     -------
     Relaxed
-        Of all ways to widen by the same total weight, the one that allows the best objective.
+        Of all ways to widen by the same total weight, the one that allows the best objective. With budgets, where
+        time runs out, the best of either that was found; `Relaxed.proved` says whether the total is the least.
 
     Raises
     ------
     InputError
-        The problem has budgets, or a weight is unknown or not > 0.
+        A weight is unknown or not > 0.
 
     Examples
     --------
@@ -89,7 +104,9 @@ def relax(problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS) ->
     >>> [str(relaxation) for relaxation in relaxed.relaxations]
     ['min_experts[1]: 1 -> 0']
     """
-    _refuse(problem, weights)
+    _refuse_weights(weights)
+    if problem.budgets:
+        return _relax_within_budgets(problem, weights, seconds)
     if find_conflict(problem) is None:
         return Relaxed(problem, (), 0.0, 0.0)
     least = least_relaxation(problem, weights)
@@ -102,10 +119,16 @@ def relax(problem: AssignmentProblem, weights: Mapping[str, float] = WEIGHTS) ->
     return _widened(problem, assignment, weights, float(least.bound))
 
 
-def _refuse(problem: AssignmentProblem, weights: Mapping[str, float]) -> None:
-    if problem.budgets:
-        msg = "problem: has budgets; only bounds of network problems can be relaxed"
-        raise InputError(msg)
+def _relax_within_budgets(problem: AssignmentProblem, weights: Mapping[str, float], seconds: float) -> Relaxed:
+    from fedmoe_sched._elastic_program import relax_by_program  # which brings SciPy's matrices along
+
+    found = relax_by_program(problem, weights, seconds)
+    if found.assignment is None:
+        return Relaxed(problem, (), math.inf, found.bound)
+    return _widened(problem, found.assignment, weights, found.bound)
+
+
+def _refuse_weights(weights: Mapping[str, float]) -> None:
     for kind, weight in weights.items():
         if kind not in _KINDS:
             msg = f"weights: no bound called {kind!r}; there are {', '.join(_KINDS)}"
@@ -144,13 +167,55 @@ def _widened(
     )
     total = sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxations)
     bounds = {kind: part for kind, part in used.items() if not kind.startswith("layer")}
-    return Relaxed(problem.replace(layers=layers, **bounds), relaxations, total, bound)
+    widened = problem.replace(layers=layers, **bounds) if relaxations else problem
+    return Relaxed(widened, relaxations, total, bound, assignment)
 
 
 def _relaxation(kind: str, at: tuple[int, ...], asked: int, used: int) -> Relaxation:
     if kind.startswith("load"):
         return Relaxation(at[0], kind, asked, used)
     return Relaxation(None, kind, asked, used, client=at[0], layer=at[1] if len(at) > 1 else None)
+
+
+def solve_soft(
+    problem: AssignmentProblem,
+    solver: str | Solver[Any] = "auto",
+    *,
+    limits: Limits | None = None,
+    certify: bool = False,
+    warm_start: Schedule | npt.ArrayLike | None = None,
+) -> Schedule:
+    """Solve a problem, with bounds widened by the fewest places where they exclude one another.
+
+    Parameters
+    ----------
+    problem, solver, limits, certify, warm_start
+        See `fedmoe_sched.solve`. With budgets the time limit, or else `SECONDS`, is one for the relaxation too.
+
+    Returns
+    -------
+    Schedule
+        `relaxed` lists what was widened with its price, `relaxed_proved` says whether fewer places would not do.
+    """
+    limits = limits or Limits()
+
+    def answered(problem: AssignmentProblem) -> Schedule:
+        return solve(problem, solver, limits=limits, certify=certify, warm_start=warm_start)
+
+    if problem.budgets:  # whether bounds exclude one another is as hard a question as any
+        answer = answered(problem)
+        if answer.pairs is not None and not answer.violations:
+            return answer
+    relaxed = relax(problem, seconds=SECONDS if limits.time is None else limits.time)
+    answer = answered(relaxed.problem)
+    if answer.pairs is None and relaxed.assignment is not None:
+        certificate = make_certificate(relaxed.problem, relaxed.assignment)
+        answer = dataclasses.replace(
+            answer, status=Status.FEASIBLE, pairs=relaxed.assignment, certificate=certificate, conflict=None
+        )
+    if not relaxed.relaxations:
+        return answer
+    return dataclasses.replace(answer, relaxed=priced(answer, relaxed.relaxations), relaxed_proved=relaxed.proved)
 
 
 def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:

@@ -162,6 +162,8 @@ class Schedule:
         For an infeasible problem, why.
     relaxed : tuple of Relaxation
         Bounds that were widened; empty if none were.
+    relaxed_proved : bool or None
+        In soft mode, whether fewer places are proved not to be enough; None where it widened nothing.
     build_seconds, solve_seconds, read_seconds, certify_seconds : float
         Wall time to build the model, to solve it, to read the answer back, and to certify it.
     solver_reason : str
@@ -180,6 +182,7 @@ class Schedule:
     solver_bound: float | None = None
     conflict: Conflict | None = None
     relaxed: tuple[Relaxation, ...] = ()
+    relaxed_proved: bool | None = None
     build_seconds: float = 0.0
     solve_seconds: float = 0.0
     read_seconds: float = 0.0
@@ -383,6 +386,7 @@ class Schedule:
             "message": self.message,
             "prices": None if self.prices is None else self.prices.tolist(),
             "relaxed": [str(r) for r in self.relaxed],
+            "relaxed_proved": self.relaxed_proved,
             "violations": [] if certificate is None else [str(v) for v in certificate.violations],
             "conflict": None if self.conflict is None else self.conflict.message,
             "loads": None,
@@ -419,7 +423,8 @@ class Schedule:
             jain = f"Jain's index {self.client_jain:.3f} (clients), {self.expert_jain:.3f} (experts)"
             lines.append(f"  {len(self.pairs.indices)} pairs, loads {low} to {high}, {jain}")
         if self.relaxed:
-            lines.append(f"  {len(self.relaxed)} bounds widened: {_some(self.relaxed)}")
+            perhaps = ", perhaps by more than it takes" if self.relaxed_proved is False else ""
+            lines.append(f"  {len(self.relaxed)} bounds widened{perhaps}: {_some(self.relaxed)}")
         if self.violations:
             lines.append(f"  {len(self.violations)} violations: {_some(self.violations)}")
         if self.conflict is not None:

@@ -26,7 +26,7 @@ from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.feasibility import widen_load_bounds
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.relax import priced, relax
+from fedmoe_sched.relax import solve_soft
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Relaxation, Schedule
 from fedmoe_sched.solve import solve
@@ -189,9 +189,10 @@ def schedule(
     certify : bool, default False
         Give heuristics a bound too, at the cost of an exact solve.
     soft : bool, default False
-        Where bounds exclude one another, widen ``min_experts``, ``load_min`` and ``load_max`` by the fewest places
-        in total (`fedmoe_sched.relax`); ``Schedule.relaxed`` lists them with what one more place is worth. Not
-        with budgets.
+        Where bounds exclude one another, widen ``min_experts``, ``layer_min``, ``load_min`` and ``load_max`` by
+        the fewest places in total (`fedmoe_sched.relax`); ``Schedule.relaxed`` lists them with what one more place
+        is worth. Budgets are kept; with them there are no such prices, and ``Schedule.relaxed_proved`` says
+        whether time was enough to prove that fewer places would not do.
 
     Returns
     -------
@@ -229,19 +230,14 @@ def schedule(
     low = _load_bound("load_min", load_min, bare.columns, m)
     high = _load_bound("load_max", load_max, bare.columns, m)
     problem, relaxed = _bounded(problem, low, high, balance, fill=fill)
-    softened: tuple[Relaxation, ...] = ()
-    if soft:
-        widened = relax(problem)
-        problem, softened = widened.problem, widened.relaxations
-    answer = solve(
+    answer = (solve_soft if soft else solve)(
         problem,
         solver,
         limits=Limits(time=time_limit, seed=seed),
         certify=certify,
         warm_start=warm_start,
     )
-    relaxed += priced(answer, softened) if softened else ()
-    return dataclasses.replace(answer, relaxed=relaxed) if relaxed else answer
+    return dataclasses.replace(answer, relaxed=relaxed + answer.relaxed) if relaxed else answer
 
 
 def _refuse_bad_options(fitness_weight: float, usage_weight: float, balance: float | None) -> None:

@@ -17,12 +17,14 @@ from fedmoe_sched import (
     InputError,
     Relaxation,
     ResourceBudget,
+    Schedule,
     Status,
+    StopReason,
     schedule,
     solve,
 )
 from fedmoe_sched.feasibility import find_conflict
-from fedmoe_sched.relax import priced, relax
+from fedmoe_sched.relax import priced, relax, solve_soft
 
 KINDS = ("min_experts", "load_min", "load_max", "capacity", "layer_min", "layer_max")
 
@@ -59,6 +61,9 @@ def least_cost(problem: AssignmentProblem, weights: dict[str, float]) -> tuple[f
     for kind, short in missing.items():
         total = np.maximum(short, 0).sum(axis=1)
         cost += total * weights[kind] if kind in weights else np.where(total > 0, np.inf, 0)
+    for resource in problem.budgets:
+        used = (chosen * np.broadcast_to(resource.size, (n, m))).sum(axis=2)
+        cost[(used > resource.budget * (1 + 1e-9)).any(axis=1)] = np.inf
     if np.isinf(cost.min()):
         return None
     worth = (chosen * problem.desirability).sum(axis=(1, 2))
@@ -77,6 +82,10 @@ SMALL = st.one_of(tiny_problems(), tiny_problems(with_layers=True), tiny_problem
     weights=st.dictionaries(st.sampled_from(KINDS), st.sampled_from([1, 2, 3, 0.1, 0.75])),
 )
 def test_relaxation_is_least_and_of_those_the_best(problem, weights):
+    check_least_and_best(problem, weights)
+
+
+def check_least_and_best(problem, weights):
     expected = least_cost(problem, weights)
     relaxed = relax(problem, weights)
     widened = relaxed.problem
@@ -191,7 +200,40 @@ def test_layers_by_hand():
     assert [str(one) for one in both.relaxations] == ["load_max[2]: 1 -> 3"]
 
 
-def test_budgets_are_refused():
-    problem = AssignmentProblem([[1.0]], 1, budgets=[ResourceBudget("memory", [1.0], [1.0])])
-    with pytest.raises(InputError, match="problem: has budgets"):
-        relax(problem)
+BUDGETED = st.one_of(
+    tiny_problems(budgeted=True),
+    tiny_problems(budgeted=True, with_layers=True),
+    tiny_problems(budgeted=True, penalised=True),
+).filter(lambda p: p.n_clients * p.n_experts <= 12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=BUDGETED, weights=st.dictionaries(st.sampled_from(KINDS), st.sampled_from([1, 2, 0.1, 0.75])))
+def test_budgets_are_kept_and_the_relaxation_is_least_and_the_best(problem, weights):
+    check_least_and_best(problem, weights)
+
+
+def test_budgets_by_hand():
+    """Both experts together are too large: each client can serve one, and three places are asked for."""
+    memory = ResourceBudget("memory", [3.0, 2.0], [4.0, 4.0])
+    problem = AssignmentProblem([[0.9, 0.5], [0.8, 0.1]], 2, load_min=[1, 2], budgets=[memory])
+    assert solve(problem, "milp-scipy").status is Status.INFEASIBLE
+    answer = solve_soft(problem)
+    assert answer.status is Status.OPTIMAL
+    assert [str(one) for one in answer.relaxed] == ["load_min[1]: 2 -> 1"]
+    assert answer.relaxed_proved
+    assert answer.experts_by_client() == {0: [1], 1: [0]}
+    assert solve_soft(problem.replace(load_min=1)).relaxed_proved is None
+
+
+def test_out_of_time_is_said():
+    rng = np.random.default_rng(0)
+    memory = ResourceBudget("memory", rng.integers(20, 60, 12), rng.integers(60, 120, 200))
+    problem = AssignmentProblem(
+        rng.random((200, 12)), 6, min_experts=2, load_min=45, load_max=60, budgets=[memory]
+    )
+    relaxed = relax(problem, {"min_experts": 1, "load_min": 1.7}, seconds=1e-3)
+    assert not relaxed.proved
+    assert relaxed.bound < relaxed.total
+    answer = Schedule(problem, "x", Status.FEASIBLE, StopReason.COMPLETED, relaxed_proved=False)
+    assert answer.to_dict()["relaxed_proved"] is False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedmoe_sched.cli._output import checked_output, console, gap_text, number_t
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import solvers
-from fedmoe_sched.relax import priced, relax
+from fedmoe_sched.relax import solve_soft
 from fedmoe_sched.result import Schedule, Status
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits
@@ -74,7 +73,7 @@ def solve_file(
         bool, typer.Option("--certify", help="Give a heuristic's answer a bound too, by an exact solve.")
     ] = False,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Widen the fewest bounds where they exclude one another.")
+        bool, typer.Option("--soft", help="Where bounds exclude one another, widen them by the fewest places.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     output: Annotated[
@@ -118,11 +117,8 @@ def solve_file(
         answer = read.schedule(solver=solver, time_limit=time_limit, seed=seed, certify=certify, **options)
     else:
         _refuse_options(file, options)
-        relaxed = relax(read) if soft else None
-        problem = read if relaxed is None else relaxed.problem
-        answer = solve(problem, solver, limits=Limits(time=time_limit, seed=seed), certify=certify)
-        if relaxed is not None:
-            answer = dataclasses.replace(answer, relaxed=priced(answer, relaxed.relaxations))
+        limits = Limits(time=time_limit, seed=seed)
+        answer = (solve_soft if soft else solve)(read, solver, limits=limits, certify=certify)
     if output is not None:
         write_text(output, _pairs_csv(answer) if output.suffix.lower() == ".csv" else answer.to_json(indent=1))
     if plot is not None and answer.pairs is not None:
@@ -217,7 +213,8 @@ def _widened(answer: Schedule) -> str:
     places = sum(abs(relaxation.used - relaxation.asked) for relaxation in answer.relaxed)
     shown = [str(relaxation) for relaxation in answer.relaxed[:_MOST_CLIENTS_SHOWN]]
     more = len(answer.relaxed) - len(shown)
-    return f"{places} places: " + "; ".join(shown) + (f"; ... ({more} more bounds)" if more else "")
+    perhaps = " (perhaps fewer would do)" if answer.relaxed_proved is False else ""
+    return f"{places} places{perhaps}: " + "; ".join(shown) + (f"; ... ({more} more bounds)" if more else "")
 
 
 def _assignment_table(answer: Schedule) -> Any:
