@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmoe_sched._arrays import FloatArray, IntArray
-from fedmoe_sched._budgets import fitting_pairs
-from fedmoe_sched._elastic import total_above, whole_weights
+from fedmoe_sched._budgets import network_relaxation
+from fedmoe_sched._elastic import least_relaxation, total_above, whole_weights
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._budget_rows import Covers, budget_rows
@@ -67,14 +67,16 @@ def relax_by_program(
         For both programs together; what the second one has not found by then is not looked for.
     """
     whole, unit = whole_weights(weights)
-    program = _Program(problem, whole)
+    network = network_relaxation(problem)
     end = time.perf_counter() + seconds
-    if program.hopeless:
+    without = least_relaxation(network, weights)
+    program = _Program(problem, network, whole)
+    if without is None or program.hopeless:
         return ProgramRelaxation(None, np.inf)
-    least = program.solve(program.slack_costs, seconds)
+    least = program.solve(program.slack_costs, end - time.perf_counter())
     if least.infeasible:
         return ProgramRelaxation(None, np.inf)
-    bound = float((program.lost + least.bound) * unit)
+    bound = float(max((program.lost + least.bound) * unit, without.bound))
     if least.assignment is None:
         return ProgramRelaxation(None, bound)
     program.fix_total(least.total)
@@ -93,20 +95,20 @@ class _Found(NamedTuple):
 class _Program:
     """Pairs that fit the budgets alone, then what gives way, then the steps of the load penalty."""
 
-    def __init__(self, problem: AssignmentProblem, weights: Mapping[str, int]) -> None:
+    def __init__(self, problem: AssignmentProblem, network: AssignmentProblem, weights: Mapping[str, int]) -> None:
         from scipy.optimize import LinearConstraint
         from scipy.sparse import csr_array, hstack
 
         n, m = problem.shape
         # Bounds that give way are none of the engine's.
-        free = problem.replace(eligible=fitting_pairs(problem), load_min=0, load_max=n)
+        free = problem.replace(eligible=network.eligible, load_min=0, load_max=n)
         self._problem, self._pairs = free, eligible_pairs(free)
         size = len(self._pairs.clients)
         self._scores, self._steps, _ = engine_costs(free, self._pairs, clipped_bounds(free))
         self.lost, self.hopeless = Fraction(0), False
         rows, lows, highs, costs, tops, columns = [], [], [], [], [], []
         first = 0
-        for family in _families(problem, self._pairs):
+        for family in _families(network, self._pairs):
             count = len(family.low)
             reach = np.bincount(family.rows, minlength=count)
             low, high = np.minimum(family.low, reach), np.minimum(family.high, reach)

@@ -36,7 +36,7 @@ __all__ = ["SECONDS", "WEIGHTS", "Relaxed", "priced", "relax", "solve_soft"]
 #: What one place of each kind of bound counts; kinds that are left out are hard.
 WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "layer_min": 1.0, "load_min": 1.0, "load_max": 1.0}
 #: How long to look for the least relaxation where that is an integer program.
-SECONDS = 60.0
+SECONDS = 20.0
 _KINDS = ("min_experts", "layer_min", "load_min", "load_max", "capacity", "layer_max")
 
 
@@ -83,7 +83,7 @@ def relax(
         What one place counts of ``"min_experts"``, ``"layer_min"``, ``"load_min"`` (lowered), ``"load_max"``,
         ``"capacity"`` and ``"layer_max"`` (raised); > 0. A kind that is not named is never touched. Weights count
         to a millionth of the largest one.
-    seconds : float, default 60
+    seconds : float, default 20
         Time limit of the integer programs that budgets need; without budgets there is none.
 
     Returns
