@@ -21,7 +21,7 @@ from fedmoe_sched.max_min import Level, MaxMin, max_min
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import SolverEntry, register_solver, solvers
 from fedmoe_sched.resource_budget import ResourceBudget
-from fedmoe_sched.result import Conflict, Relaxation, Schedule, Status, StopReason
+from fedmoe_sched.result import Bound, Conflict, Relaxation, Schedule, Status, StopReason
 from fedmoe_sched.rounds import RoundRecord
 from fedmoe_sched.schedule import schedule
 from fedmoe_sched.scheduler import Scheduler
@@ -31,6 +31,7 @@ from fedmoe_sched.solver import Capability, Limits, Solver
 
 __all__ = [
     "AssignmentProblem",
+    "Bound",
     "Capability",
     "CapacityProfile",
     "Certificate",

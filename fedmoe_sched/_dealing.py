@@ -24,6 +24,7 @@ __all__ = [
     "Cut",
     "Groups",
     "Table",
+    "alike_clients",
     "deal",
     "deal_loads",
     "distinct_rows",
@@ -80,6 +81,32 @@ def group_clients(problem: AssignmentProblem) -> Groups:
     first, member, size = distinct_rows(_as_words(problem, bounds))
     few, many = least[first], problem.slots[first]
     return Groups(member, size, few, np.maximum(few, many), problem.eligible[first])
+
+
+def alike_clients(problem: AssignmentProblem) -> tuple[IntArray, IntArray, IntArray]:
+    """Find the clients that differ in no bound of theirs, nor in eligible experts; budgets are not looked at.
+
+    Bounds beyond all eligible experts count as alike, as far as they can be told apart from none at all.
+
+    Returns
+    -------
+    first : ndarray, shape (g,), int64
+        One client of each kind.
+    member : ndarray, shape (n,), int64
+        Kind of each client.
+    size : ndarray, shape (g,), int64
+    """
+    n, m = problem.shape
+    top = problem.eligible_counts
+    bounds = [np.minimum(problem.min_experts, top + 1)[:, None], np.minimum(problem.capacity, top)[:, None]]
+    if problem.layers is not None:
+        # Without a stride they are the same for all clients.
+        by_layer = problem.layers.bounds_of(slice(0, n), n)
+        bounds += [np.minimum(part, m + 1) for part in by_layer if part.strides[0]]
+    words = [np.hstack(bounds).astype(np.uint64)]
+    if problem.eligible is not None:
+        words.append(pack_open(problem))
+    return distinct_rows(np.hstack(words))
 
 
 def rank_in_group(member: IntArray) -> IntArray:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, IntArray
-from fedmoe_sched._dealing import distinct_rows, pack_open
+from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._dealing import alike_clients
 from fedmoe_sched._face import Face
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.problem import AssignmentProblem
@@ -149,7 +149,10 @@ class _Network:
         hard = (2 * m + 7) * max(weights.values(), default=1)
         self._hard = hard
         cost = {kind: weights.get(kind, hard) for kind in ("min_experts", "load_min", "layer_min")}
-        first = self._group()
+        first, self._member, self._size = alike_clients(problem)
+        self._open = np.ones((len(first), m), dtype=np.bool_)
+        if problem.eligible is not None:
+            self._open = problem.eligible[first]
         size = self._size
         within = self._layers.count(self._open)
         least, most = problem.min_experts[first], problem.capacity[first]
@@ -172,23 +175,6 @@ class _Network:
         self._client = steps(least, most, self._open.sum(axis=1), ("min_experts", "capacity"))
         self._layer = steps(low, high, within, ("layer_min", "layer_max"))
         self._expert = steps(problem.load_min, problem.load_max, reach, ("load_min", "load_max"))
-
-    def _group(self) -> IntArray:
-        """Find clients that are alike; return one of each kind."""
-        problem, n = self._problem, self._problem.n_clients
-        top = problem.eligible_counts
-        low, high = self._layers.bounds_of(slice(0, n), n)
-        bounds = [np.minimum(problem.min_experts, top + 1)[:, None], np.minimum(problem.capacity, top)[:, None]]
-        # Without a stride they are the same for all clients.
-        bounds += [np.minimum(part, problem.n_experts + 1) for part in (low, high) if part.strides[0]]
-        words = [np.hstack(bounds).astype(np.uint64)]
-        if problem.eligible is not None:
-            words.append(pack_open(problem))
-        first, self._member, self._size = distinct_rows(np.hstack(words))
-        self._open: BoolArray = np.ones((len(first), problem.n_experts), dtype=np.bool_)
-        if problem.eligible is not None:
-            self._open = problem.eligible[first]
-        return first
 
     def solve(self) -> None:
         """Find an optimal circulation."""

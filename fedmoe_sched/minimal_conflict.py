@@ -1,9 +1,10 @@
 """Shrink a conflict until every bound in it is needed.
 
-A deletion filter (Chinneck, *Feasibility and Infeasibility in Optimization*, 2008, section 6.2.1): bounds are left
+A deletion filter (Chinneck, *Feasibility and Infeasibility in Optimization*, 2008, section 6.1): bounds are left
 out in turn, and stay out where the others still exclude one another. What is needed beside more bounds is needed
 beside fewer, so that one pass is enough. Clients that are alike are left out together: how many of a group are
-needed is found by bisection.
+needed is found by bisection. With layers and budgets `fedmoe_sched._bound_filter` does it bound by bound; whether
+bounds can be met within budgets is asked of an integer program.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ import time
 import numpy as np
 
 from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._bound_filter import Bounds, OutOfTimeError, needed, with_demands
 from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched._dealing import Groups, deal, group_clients, rank_in_group
-from fedmoe_sched.feasibility import overflowing, starving
+from fedmoe_sched._wording import listed
+from fedmoe_sched.feasibility import find_conflict, overflowing, starving
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.result import Conflict
+from fedmoe_sched.registry import get_solver
+from fedmoe_sched.result import Bound, Conflict, StopReason
+from fedmoe_sched.solver import Limits
 
 __all__ = ["minimal_conflict"]
+
+_NOTHING = np.zeros(0, dtype=np.int64)
 
 
 def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds: float = 2.0) -> Conflict:
@@ -30,41 +37,116 @@ def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds:
     ----------
     problem : AssignmentProblem
     conflict : Conflict
-        As `fedmoe_sched.feasibility.find_conflict` returns it.
+        As `fedmoe_sched.feasibility.find_conflict` and `budget_conflict` return it.
     seconds : float, default 2
         After this time what is left is returned, and the message says that it may not be minimal.
 
     Returns
     -------
     Conflict
-        Where experts starve, no ``load_min`` of the named experts can be left out; `clients` are all that could
-        train one of them. Where clients overflow, neither the ``min_experts`` of any named client nor the
-        ``load_max`` of any named expert can. Conflicts of budgets, and of problems with layers, are returned as
-        they are.
+        With `bounds`, none of which can be left out where it is `minimal`. Where experts starve, `clients` are all
+        that could train one of them. A conflict within budgets that is no cut of the network, but what an integer
+        program says, is of kind ``"budgets"``.
     """
-    if problem.layers is not None:
-        return conflict
+    deadline = time.perf_counter() + seconds
+    if problem.layers is None and conflict.kind != "budgets":
+        conflict = _minimal_cut(problem, conflict, deadline)
+        if not problem.budgets:
+            return conflict
+    bounds = Bounds(problem)
+
+    def clash(kept: IntArray) -> bool:
+        return _excludes(with_demands(bounds.only(kept)), deadline)
+
+    # Whole kinds of bounds go first.
+    kept, _ = needed(bounds.blocks(_candidates(problem, bounds, conflict)), clash, deadline)
+    kept, done = needed(np.split(kept, len(kept)), clash, deadline, bounds.twins)
+    return _told(_worded(bounds.only(kept), bounds.names(kept)), done=done)
+
+
+def _candidates(problem: AssignmentProblem, bounds: Bounds, conflict: Conflict) -> IntArray:
+    """Return bounds that exclude one another, as a conflict tells them."""
+    clients, experts = (np.array(part, dtype=np.int64) for part in (conflict.clients, conflict.experts))
+    if conflict.kind == "experts starve":
+        others = np.arange(problem.n_clients) if problem.layers is not None else _NOTHING
+        return bounds.of(load_min=experts, load_max=_NOTHING, clients=others)
+    if conflict.kind == "clients overflow":
+        # Without full experts every one of the clients lacks room by itself.
+        return bounds.of(load_min=_NOTHING, load_max=experts, clients=clients if len(experts) else clients[:1])
+    return bounds.all
+
+
+def _excludes(problem: AssignmentProblem, deadline: float) -> bool:
+    """Whether no assignment keeps all bounds."""
+    if find_conflict(problem) is not None:
+        return True
+    if not problem.budgets:
+        return False
+    left = deadline - time.perf_counter()
+    if left <= 0:
+        raise OutOfTimeError
+    limits = Limits(time=left)
+    anything = problem.replace(desirability=np.zeros(problem.shape, dtype=np.float16), load_penalty=None)
+    backend, _ = get_solver("milp-scipy", anything)
+    model = backend.build(anything, limits, None)
+    backend.run(model, limits)
+    answer = backend.read(model)
+    if answer.assignment is None and answer.stop_reason is not StopReason.PROVED_INFEASIBLE:
+        raise OutOfTimeError
+    return answer.assignment is None
+
+
+def _worded(problem: AssignmentProblem, bounds: tuple[Bound, ...]) -> Conflict:
+    """Put bounds into words; `problem` has no others."""
+    conflict = find_conflict(problem)
+    if conflict is not None:
+        return dataclasses.replace(conflict, bounds=bounds)
+    parts = []
+    for kind, what, labels in (
+        ("min_experts", "client", problem.client_labels),
+        ("layer_min", "client", problem.client_labels),
+        ("load_min", "expert", problem.expert_labels),
+        ("load_max", "expert", problem.expert_labels),
+    ):
+        numbers = np.unique([bound.number for bound in bounds if bound.kind == kind]).astype(np.int64)
+        if len(numbers):
+            parts.append(f"{kind} of {listed(what, labels, numbers)}")
+    message = (
+        f"{', '.join(parts)}: no assignment keeps all of them within the budgets of "
+        f"{' and '.join(resource.name for resource in problem.budgets)} (a search says so, no cut shows it)"
+    )
+    clients, experts = (
+        tuple(sorted({bound.number for bound in bounds if bound.kind in kinds}))
+        for kinds in (("min_experts", "layer_min"), ("load_min", "load_max"))
+    )
+    return Conflict("budgets", clients, experts, 0, 0, message, bounds)
+
+
+def _minimal_cut(problem: AssignmentProblem, conflict: Conflict, deadline: float) -> Conflict:
+    """Shrink a cut of the network of a problem without layers, whatever budgets say besides."""
     relaxed = network_relaxation(problem)
     clients, experts = (np.array(part, dtype=np.int64) for part in (conflict.clients, conflict.experts))
-    deadline = time.perf_counter() + seconds
     if conflict.kind == "experts starve":
         kept, done = _needed_experts(relaxed, experts, deadline)
-        return _told(starving(relaxed, kept), done=done)
-    if conflict.kind != "clients overflow":
-        return conflict
-    crowded = clients[problem.min_experts[clients] > problem.slots[clients]]
-    if len(crowded):
-        return overflowing(problem, crowded[:1], np.zeros(0, dtype=np.int64))
-    crowded = clients[relaxed.min_experts[clients] > relaxed.eligible_counts[clients]]
-    if len(crowded) or not len(experts):
-        return conflict  # too little fits the budgets, each client's own
-    kept_clients, kept, done = _needed_clients(relaxed, clients, experts, deadline)
-    return _told(overflowing(relaxed, kept_clients, kept), done=done)
+        bounds = tuple(Bound("load_min", j) for j in kept.tolist())
+        return _told(dataclasses.replace(starving(relaxed, kept), bounds=bounds), done=done)
+    if not len(experts):  # each client lacks room by itself
+        kept_clients, kept, done = clients[:1], experts, True
+        if problem.budgets:
+            return conflict
+    else:
+        kept_clients, kept, done = _needed_clients(relaxed, clients, experts, deadline)
+    bounds = tuple(
+        Bound(kind, k)
+        for kind, numbers in (("load_max", kept), ("min_experts", kept_clients))
+        for k in numbers.tolist()
+    )
+    return _told(dataclasses.replace(overflowing(relaxed, kept_clients, kept), bounds=bounds), done=done)
 
 
 def _told(conflict: Conflict, *, done: bool) -> Conflict:
     if done:
-        return conflict
+        return dataclasses.replace(conflict, minimal=True)
     return dataclasses.replace(conflict, message=f"{conflict.message} (perhaps fewer exclude one another too)")
 
 

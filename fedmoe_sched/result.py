@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fedmoe_sched.explain import Explainer, Explanation, Sensitivity
 
-__all__ = ["Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
+__all__ = ["Bound", "Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
 
 
 class Status(StrEnum):
@@ -72,22 +72,48 @@ _STOP_ADVICE = {
 }
 
 
+class Bound(NamedTuple):
+    """One bound by name: ``kind`` as `AssignmentProblem` and `ExpertLayers` call it, of a client or an expert.
+
+    Parameters
+    ----------
+    kind : str
+        ``"min_experts"`` or ``"layer_min"`` of a client, ``"load_min"`` or ``"load_max"`` of an expert.
+    number : int
+        Of the client or expert.
+    layer : int or None
+        Of a ``"layer_min"``.
+    """
+
+    kind: str
+    number: int
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{self.number}{'' if self.layer is None else f', {self.layer}'}]"
+
+
 @dataclass(frozen=True)
 class Conflict:
-    """A cut of the network that no flow can cross: bounds that exclude one another.
+    """Bounds that exclude one another: a cut of the network that no flow can cross, or what a search says.
 
     Parameters
     ----------
     kind : str
         ``"experts starve"``: these experts need more clients than can reach them;
         ``"clients overflow"``: these clients must take more places than are open to them;
-        ``"budgets"``: no cut shows it, but a backend that searched all assignments says so.
+        ``"budgets"``: no cut shows it, but a backend that searched all assignments within budgets says so.
     clients, experts : tuple of int
         The numbers of the clients and experts in the cut.
     required, available : int
         Places demanded, and places that exist; ``required > available``, or 0 both where there is no cut.
     message : str
         The same in words, with the labels of the problem.
+    bounds : tuple of Bound
+        The bounds that exclude one another, given what clients can do: capacities, ``layer_max``, eligibility and
+        budgets. Empty where nobody looked for a minimal set of them, see `fedmoe_sched.minimal_conflict`.
+    minimal : bool
+        Whether every one of `bounds` is needed: without it, the others can be met.
     """
 
     kind: str
@@ -96,6 +122,8 @@ class Conflict:
     required: int
     available: int
     message: str
+    bounds: tuple[Bound, ...] = ()
+    minimal: bool = False
 
 
 @dataclass(frozen=True)
@@ -389,6 +417,7 @@ class Schedule:
             "relaxed_proved": self.relaxed_proved,
             "violations": [] if certificate is None else [str(v) for v in certificate.violations],
             "conflict": None if self.conflict is None else self.conflict.message,
+            "conflict_bounds": [] if self.conflict is None else list(map(str, self.conflict.bounds)),
             "loads": None,
             "client_jain": None,
             "expert_jain": None,

@@ -330,5 +330,6 @@ def test_infeasible_budgets_without_a_cut_are_an_answer():
     answer = solve(problem, "milp-scipy")
     assert (answer.status, answer.conflict.kind) == (Status.INFEASIBLE, "budgets")
     assert answer.conflict.message == (
-        "no assignment keeps all bounds and the budgets of memory: milp-scipy searched, no cut shows it"
+        "load_min of experts {0, 1, 2}: no assignment keeps all of them within the budgets of memory "
+        "(a search says so, no cut shows it)"
     )

@@ -196,6 +196,8 @@ class TestSolve:
         result = cli("solve", table, "--load-min", 3)
         assert result.exit_code == 1
         assert "experts {speech, text} need 6 clients" in result.output
+        answer = json.loads(cli("solve", table, "--load-min", 3, "--json").output)
+        assert answer["conflict_bounds"] == ["load_min[1]", "load_min[2]"]
 
     def test_soft_widens_what_excludes_one_another(self, cli, table, tmp_path):
         result = cli("solve", table, "--load-min", 3, "--soft", "--json")

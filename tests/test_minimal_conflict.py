@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from oracle import brute_force, linear_program, tiny_problems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import brute_force, layer_range, linear_program, tiny_problems
 from test_feasibility import grouped, recount
 
-from fedmoe_sched import AssignmentProblem, ResourceBudget, Status, solve
-from fedmoe_sched.feasibility import find_conflict
+from fedmoe_sched import AssignmentProblem, ExpertLayers, ResourceBudget, Status, solve
+from fedmoe_sched.feasibility import budget_conflict, find_conflict
 from fedmoe_sched.minimal_conflict import minimal_conflict
 
 
@@ -46,6 +47,91 @@ def test_every_bound_of_a_conflict_is_needed(problem):
         assert recount(problem, least) == (least.required, least.available)
 
 
+def keep(problem, bounds):
+    """Keep some bounds, and what clients can do: capacities, layer_max, eligible pairs, budgets."""
+    n, m = problem.shape
+    kept = {"min_experts": np.zeros(n, int), "load_min": np.zeros(m, int), "load_max": np.full(m, 2**53)}
+    layers = problem.layers
+    least = None if layers is None else np.zeros((n, layers.n_layers), dtype=int)
+    for kind, number, layer in bounds:
+        if kind == "layer_min":
+            least[number, layer] = layer_range(problem, number, layer)[0]
+        else:
+            kept[kind][number] = getattr(problem, kind)[number]
+    if layers is not None:
+        layers = ExpertLayers(layers.layer_of, least, layers.layer_max)
+    return problem.replace(layers=layers, **kept)
+
+
+def assert_every_bound_is_needed(problem, conflict):
+    bounds = conflict.bounds
+    assert conflict.minimal
+    assert len(set(bounds)) == len(bounds) > 0
+    assert brute_force(keep(problem, bounds)) is None
+    for left_out in bounds:
+        assert brute_force(keep(problem, [one for one in bounds if one != left_out])) is not None, str(left_out)
+    for one in bounds:
+        assert one.number in (conflict.experts if one.kind.startswith("load") else conflict.clients)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    problem=st.one_of(
+        tiny_problems(),
+        tiny_problems(with_layers=True),
+        tiny_problems(budgeted=True),
+        tiny_problems(with_layers=True, budgeted=True),
+    )
+)
+def test_every_bound_is_needed_with_layers_and_budgets(problem):
+    if brute_force(problem) is None:
+        answer = solve(problem, "milp-scipy")
+        assert answer.status is Status.INFEASIBLE
+        assert_every_bound_is_needed(problem, answer.conflict)
+
+
+def test_clients_of_one_layer_alone_are_named():
+    """Of two layers the second one has two places for five clients: three of them are one too many."""
+    layers = ExpertLayers([0, 0, 1, 1], [1, 1], [2, 1])
+    problem = AssignmentProblem(np.ones((5, 4)), 2, min_experts=2, load_max=[5, 5, 1, 1], layers=layers)
+    conflict = solve(problem).conflict
+    assert list(map(str, conflict.bounds)) == [
+        "load_max[2]",
+        "load_max[3]",
+        "layer_min[0, 1]",
+        "layer_min[1, 1]",
+        "layer_min[2, 1]",
+    ]
+    assert conflict.message == (
+        "clients {0, 1, 2} must take 3 places at experts {2, 3} of layer 1 (layer_min), "
+        "only 2 are open to them (load_max)"
+    )
+
+
+def test_many_clients_with_layers():
+    layers = ExpertLayers(np.arange(8) % 2, 1, 2)
+    eligible = np.random.default_rng(0).random((3000, 8)) < 0.7
+    problem = AssignmentProblem(np.zeros((3000, 8)), 4, load_max=[3000, 2] * 4, eligible=eligible, layers=layers)
+    found = find_conflict(problem)
+    conflict = minimal_conflict(problem, found, seconds=60)
+    assert conflict.minimal
+    assert len(conflict.clients) == conflict.required == conflict.available + 1 < len(found.clients)
+    for left_out in conflict.bounds:
+        rest = keep(problem, [one for one in conflict.bounds if one != left_out])
+        assert linear_program(rest.replace(load_max=np.minimum(rest.load_max, 3000))) is not None
+
+
+def test_alike_clients_with_layers_are_needed_together():
+    layers = ExpertLayers([0, 0, 1, 1], [1, 1], [2, 1])
+    problem = AssignmentProblem(
+        np.ones((50_000, 4)), 2, min_experts=2, load_max=[50_000, 50_000, 500, 501], layers=layers
+    )
+    conflict = minimal_conflict(problem, find_conflict(problem), seconds=60)
+    assert conflict.minimal
+    assert conflict.clients == tuple(range(1002))
+    assert {bound.kind for bound in conflict.bounds} == {"load_max", "layer_min"}
+
+
 def test_conflicts_among_many_clients_are_minimal():
     checked = set()
     for seed in range(120):
@@ -80,6 +166,15 @@ def test_pairs_that_budgets_exclude_are_part_of_it():
     answer = solve(AssignmentProblem(np.ones((2, 3)), 2, load_min=[1, 0, 2], budgets=[memory]), "milp-scipy")
     assert answer.status is Status.INFEASIBLE
     assert answer.conflict.message == "expert 0 needs 1 clients (load_min), only 0 eligible slots reach it"
+
+
+def test_out_of_time_within_budgets_is_said():
+    memory = ResourceBudget("memory", [3, 3, 3, 1], [5, 5])
+    problem = AssignmentProblem(np.ones((2, 4)), 2, load_min=1, load_max=1, budgets=[memory])
+    least = minimal_conflict(problem, budget_conflict(problem, "milp-scipy"), seconds=-1.0)
+    assert not least.minimal
+    assert len(least.bounds) == 8
+    assert least.message.endswith("(perhaps fewer exclude one another too)")
 
 
 @pytest.mark.parametrize("kind", ["experts", "clients"])
