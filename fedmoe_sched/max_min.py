@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._face import Face, rest_of
+from fedmoe_sched._layers import open_layers
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import certify, dual_bound, violations
 from fedmoe_sched.errors import InputError
@@ -115,7 +117,7 @@ def max_min(problem: AssignmentProblem, solver: str | Solver[Any] = "auto") -> M
     Parameters
     ----------
     problem : AssignmentProblem
-        Without budgets, load penalty and layers.
+        Without budgets and load penalty.
     solver : str or Solver, default "auto"
         An exact backend, for the network problems of the levels.
 
@@ -127,7 +129,7 @@ def max_min(problem: AssignmentProblem, solver: str | Solver[Any] = "auto") -> M
     Raises
     ------
     InputError
-        The problem has budgets, a load penalty or layers, or the solver is not exact.
+        The problem has budgets or a load penalty, or the solver is not exact.
     MissingDependencyError, UnsupportedProblemError
         From the backend.
 
@@ -177,7 +179,6 @@ def _refuse(problem: AssignmentProblem, solver: str | Solver[Any]) -> None:
     present = {
         "budgets": bool(problem.budgets),
         "load_penalty": problem.load_penalty is not None,
-        "layers": problem.layers is not None,
     }
     for name, there in present.items():
         if there:
@@ -271,20 +272,48 @@ class _Face:
             self.open &= self.ranks != rank
             self.rest = stage
             return
-        reduced = np.where(self.open, stage.desirability - prices, -np.inf)
-        threshold, least, most = _responses(reduced, stage.min_experts, stage.slots)
-        now = reduced > threshold[:, None]
-        taken, loads = now.sum(axis=1), now.sum(axis=0)
-        load_min = np.where(prices > 0, stage.load_max, stage.load_min)
-        load_max = np.where(prices < 0, stage.load_min, stage.load_max)
-        self.forced |= now
-        self.open &= reduced == threshold[:, None]
-        self.rest = stage.replace(
-            capacity=most - taken,
-            min_experts=np.maximum(least - taken, 0),
-            load_min=np.maximum(load_min - loads, 0),
-            load_max=load_max - loads,
+        face = _best_choices(stage, np.where(self.open, stage.desirability - prices, -np.inf))._replace(
+            load_min=np.where(prices > 0, stage.load_max, stage.load_min),
+            load_max=np.where(prices < 0, stage.load_min, stage.load_max),
         )
+        self.forced |= face.forced
+        self.open &= face.free
+        self.rest = rest_of(stage, face)
+
+
+def _best_choices(problem: AssignmentProblem, reduced: FloatArray) -> Face:
+    """Describe all best choices of every client under reduced scores; pairs that are not eligible have -inf.
+
+    Each layer takes its pairs above a threshold and none below it. That is the threshold of the client, unless the
+    least of the layer lies below it, or all that the layer may take lie above it: then the number is fixed.
+    """
+    forced, free = np.empty(problem.shape, dtype=np.bool_), np.empty(problem.shape, dtype=np.bool_)
+    layers = problem.layers
+    if layers is None:
+        threshold, least, most = _responses(reduced, problem.min_experts, problem.slots)
+        forced, free = reduced > threshold[:, None], reduced == threshold[:, None]
+        return Face(forced, free, least, most, None, None, problem.load_min, problem.load_max)
+    low, high = (part.copy() for part in open_layers(problem, slice(0, problem.n_clients)))
+    rows, fewest = np.arange(problem.n_clients), low.sum(axis=1)
+    ranked, pool = [], []
+    for layer, experts in enumerate(layers.members):
+        inside = -np.sort(-reduced[:, experts], axis=1)
+        place = np.arange(len(experts))
+        beyond = (place >= low[:, layer, None]) & (place < high[:, layer, None])
+        pool.append(np.where(beyond, inside, -np.inf))
+        ranked.append(np.concatenate([np.full((len(rows), 1), np.inf), inside], axis=1))
+    threshold, least, most = _responses(
+        np.concatenate(pool, axis=1), np.maximum(problem.min_experts - fewest, 0), problem.slots - fewest
+    )
+    for layer, experts in enumerate(layers.members):
+        last_needed, last_allowed = ranked[layer][rows, low[:, layer]], ranked[layer][rows, high[:, layer]]
+        at_least, at_most = last_needed < threshold, last_allowed > threshold
+        own = np.where(at_least, last_needed, np.where(at_most, last_allowed, threshold))[:, None]
+        forced[:, experts], free[:, experts] = reduced[:, experts] > own, reduced[:, experts] == own
+        high[at_least, layer] = low[at_least, layer]
+        fixed = at_most & ~at_least
+        low[fixed, layer] = high[fixed, layer]
+    return Face(forced, free, least + fewest, most + fewest, low, high, problem.load_min, problem.load_max)
 
 
 def _responses(reduced: FloatArray, least: IntArray, most: IntArray) -> tuple[FloatArray, IntArray, IntArray]:

@@ -7,8 +7,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from oracle import clustered, contended, enumerate_assignments, tiny_problems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import clustered, contended, enumerate_assignments, layered, tiny_problems
 
 from fedmoe_sched import (
     AssignmentProblem,
@@ -56,6 +57,23 @@ def judge(problem, solver="auto"):
 @given(tiny_problems())
 def test_no_assignment_is_fairer(problem):
     judge(problem)
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=st.one_of(tiny_problems(with_layers=True), st.integers(0, 2000).map(layered)))
+def test_no_assignment_is_fairer_with_layers(problem):
+    judge(problem)
+
+
+def test_layers_by_hand():
+    """Both clients need one of each layer; who goes without expert 2 has 0.1 or 0.2 at expert 3."""
+    layers = ExpertLayers([0, 0, 1, 1], layer_min=1, layer_max=1)
+    problem = AssignmentProblem([[0.9, 0.5, 0.6, 0.1], [0.8, 0.7, 0.9, 0.2]], 2, load_max=1, layers=layers)
+    fair = max_min(problem)
+    assert [(level.value, level.count) for level in fair.levels] == [(0.2, 1), (0.6, 1), (0.7, 1), (0.9, 1)]
+    assert fair.schedule.experts_by_client() == {0: [0, 2], 1: [1, 3]}
+    assert fair.verify()
+    assert fair.conflict.required > fair.conflict.available
 
 
 @pytest.mark.parametrize(
@@ -135,8 +153,6 @@ def test_what_it_refuses():
         max_min(AssignmentProblem(scores, load_penalty=LoadPenalty.quadratic(1.0, n_experts=2), **wide))
     with pytest.raises(InputError, match="budgets: max_min takes problems without any"):
         max_min(AssignmentProblem(scores, budgets=[ResourceBudget("memory", [1, 1], [1])], **wide))
-    with pytest.raises(InputError, match="layers: max_min takes problems without any"):
-        max_min(AssignmentProblem(scores, layers=ExpertLayers([0, 1]), **wide))
     with pytest.raises(InputError, match="solver = 'greedy': max_min needs an exact backend, or 'auto'"):
         max_min(AssignmentProblem(scores, **wide), "greedy")
     with pytest.raises(InfeasibleError):
