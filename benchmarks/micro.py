@@ -25,6 +25,7 @@ from fedmoe_sched.certify import certify, dual_bound
 from fedmoe_sched.exchange import recover_prices
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.instances import clustered
+from fedmoe_sched.relax import relax
 
 _SIZES = ((1_000, 16), (20_000, 64))
 _SECONDS = 1.0
@@ -51,12 +52,17 @@ def steps(n: int, m: int) -> dict[str, Callable[[], object]]:
     usage = np.ones(m)
     noise = 1e-3 * np.random.default_rng(1).standard_normal(problem.shape)
     changed = problem.replace(desirability=problem.desirability + noise)
+    # No two clients can train the same experts, and every expert wants more of them than there are.
+    eligible = np.random.default_rng(2).random(problem.shape) < 0.6
+    slots = np.minimum(problem.capacity, eligible.sum(axis=1))
+    short = problem.replace(eligible=eligible, min_experts=slots, load_min=int(1.1 * slots.sum() / m), load_max=n)
     return {
         "make a problem": lambda: AssignmentProblem(problem.desirability, problem.capacity, load_max=n),
         "dual bound": lambda: dual_bound(problem, prices),
         "certificate": lambda: certify(problem, pairs, prices),
         "recover prices": lambda: recover_prices(problem, pairs),
         "find conflict": lambda: find_conflict(problem),
+        "relax": lambda: relax(short),
         "greedy": lambda: solve(problem, "greedy"),
         "greedy-global": lambda: solve(problem, "greedy-global"),
         "flow-ortools": lambda: solve(problem, "flow-ortools"),

@@ -25,6 +25,7 @@ from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 
 __all__ = ["ProgramRelaxation", "relax_by_program"]
 
+_SHORTEST = 1.0  # seconds that the second program has, even if the first one was faster
 _INFEASIBLE = 2  # status of scipy.optimize.OptimizeResult
 
 
@@ -64,23 +65,27 @@ def relax_by_program(
     weights : mapping of str to float
         What one place of each kind of bound counts; kinds that are not named are hard.
     seconds : float
-        For both programs together; what the second one has not found by then is not looked for.
+        For both programs together. The second one has no more than the first one took, or one second: it is only
+        about which of the least relaxations is taken.
     """
     whole, unit = whole_weights(weights)
     network = network_relaxation(problem)
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
+    end = start + seconds
     without = least_relaxation(network, weights)
     program = _Program(problem, network, whole)
     if without is None or program.hopeless:
         return ProgramRelaxation(None, np.inf)
+    program.bound_total(low=int(without.bound / unit - program.lost))  # else the engine goes on at its optimum
     least = program.solve(program.slack_costs, end - time.perf_counter())
     if least.infeasible:
         return ProgramRelaxation(None, np.inf)
     bound = float(max((program.lost + least.bound) * unit, without.bound))
     if least.assignment is None:
         return ProgramRelaxation(None, bound)
-    program.fix_total(least.total)
-    left = end - time.perf_counter()
+    program.bound_total(high=least.total)
+    now = time.perf_counter()
+    left = min(end - now, max(now - start, _SHORTEST))
     best = program.solve(program.objective(), left) if left > 0 else least
     return ProgramRelaxation(least.assignment if best.assignment is None else best.assignment, bound)
 
@@ -164,12 +169,13 @@ class _Program:
         rest = csr_array((pair_rows.shape[0], len(self._weight) + len(self._steps.sizes)))
         self._rows.append(LinearConstraint(hstack([pair_rows, rest], format="csr"), -np.inf, limits))
 
-    def fix_total(self, total: int) -> None:
-        """Let no more give way than this weight in all."""
+    def bound_total(self, *, low: int = 0, high: float = np.inf) -> None:
+        """Let at least, or at most, this weight give way in all."""
         from scipy.optimize import LinearConstraint
 
-        # Totals are whole: half a unit more is none more, and leaves room for the engine's tolerances.
-        self._rows.append(LinearConstraint(self.slack_costs[None, :], -np.inf, total + 0.5))
+        if low > 0 or np.isfinite(high):
+            # Totals are whole: half a unit more is none more, and leaves room for the engine's tolerances.
+            self._rows.append(LinearConstraint(self.slack_costs[None, :], low, high + 0.5))
 
     def solve(self, costs: FloatArray, seconds: float) -> _Found:
         """Solve, until what is found keeps the budgets to the certificate's tolerance."""
