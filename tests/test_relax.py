@@ -79,7 +79,7 @@ SMALL = st.one_of(tiny_problems(), tiny_problems(with_layers=True), tiny_problem
 @settings(deadline=None, max_examples=150)
 @given(
     problem=SMALL,
-    weights=st.dictionaries(st.sampled_from(KINDS), st.sampled_from([1, 2, 3, 0.1, 0.75])),
+    weights=st.dictionaries(st.sampled_from(KINDS), st.sampled_from([1, 2, 3, 0.1, 0.75, 1 / 3])),
 )
 def test_relaxation_is_least_and_of_those_the_best(problem, weights):
     check_least_and_best(problem, weights)
@@ -95,9 +95,10 @@ def check_least_and_best(problem, weights):
         assert brute_force(problem) is None
         return
     least, best = expected
-    assert relaxed.total == pytest.approx(least, abs=1e-12)
-    assert relaxed.bound == pytest.approx(least, abs=1e-12)
-    assert sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxed.relaxations) == relaxed.total
+    assert relaxed.total == pytest.approx(least, rel=1e-5)
+    assert relaxed.bound == pytest.approx(least, rel=1e-5)
+    paid = sum(weights[one.bound] * abs(one.used - one.asked) for one in relaxed.relaxations)
+    assert paid == pytest.approx(relaxed.total)
     assert brute_force(widened) == pytest.approx(best, abs=1e-6)
     assert (widened is problem) == (least == 0)
     for one in relaxed.relaxations:
