@@ -100,6 +100,15 @@ class ExpertLayers:
         )
         return low, high
 
+    def of_clients(self, clients: IntArray) -> ExpertLayers:
+        """Return the layers of some clients, in this order; the same where bounds are the same for all."""
+        if self.n_clients is None:
+            return self
+        low, high = (
+            bounds[clients] if bounds.ndim == 2 else bounds for bounds in (self.layer_min, self.layer_max)
+        )
+        return ExpertLayers(self.layer_of, low, high)
+
     def count(self, chosen: BoolArray) -> IntArray:
         """Count the chosen experts of each layer, row by row; (rows, m) bool gives (rows, G) int64."""
         counts = np.empty((len(chosen), self.n_layers), dtype=np.int64)

@@ -25,6 +25,7 @@ CLIENT_BY_CLIENT: Final[Mapping[str, Any]] = {
     "usage_weight": 0.0,
     "fitness_weight": 1.0,
     "switching_cost": 0.0,
+    "layers": None,
 }
 
 
