@@ -310,7 +310,7 @@ class ClientTable:
         # Whoever is as fast as its profile, or faster, is not kept out by its correction.
         idle = np.flatnonzero((pairs.counts == 0) & (speeds > 1))
         if rules.deadline is not None and len(idle):
-            own = None if layers is None else layers.of_clients(idle)
+            own = None if layers is None else layers.restrict(idle)
             able, would = (
                 able_clients(*self.limits(clients[idle], {}, rules, corrected=corrected), own)
                 for corrected in (True, False)

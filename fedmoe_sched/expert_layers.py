@@ -100,14 +100,14 @@ class ExpertLayers:
         )
         return low, high
 
-    def of_clients(self, clients: IntArray) -> ExpertLayers:
-        """Return the layers of some clients, in this order; the same where bounds are the same for all."""
-        if self.n_clients is None:
-            return self
+    def restrict(self, clients: slice | IntArray, experts: slice | IntArray = slice(None)) -> ExpertLayers:
+        """Return the layers of some clients and experts, in this order; layers without experts are left out."""
+        kept, layer_of = np.unique(self.layer_of[experts], return_inverse=True)
         low, high = (
-            bounds[clients] if bounds.ndim == 2 else bounds for bounds in (self.layer_min, self.layer_max)
+            bounds[clients][:, kept] if bounds.ndim == 2 else bounds[kept]
+            for bounds in (self.layer_min, self.layer_max)
         )
-        return ExpertLayers(self.layer_of, low, high)
+        return ExpertLayers(layer_of, low, high)
 
     def count(self, chosen: BoolArray) -> IntArray:
         """Count the chosen experts of each layer, row by row; (rows, m) bool gives (rows, G) int64."""

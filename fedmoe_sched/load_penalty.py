@@ -216,6 +216,13 @@ class LoadPenalty:
         """The number of experts m."""
         return len(self.indptr) - 1
 
+    def restrict(self, experts: slice | IntArray) -> LoadPenalty:
+        """Return the penalties of some experts, in this order."""
+        sizes = np.diff(self.indptr)[experts]
+        ends = np.cumsum(sizes)
+        at = np.arange(ends[-1]) + np.repeat(self.indptr[:-1][experts] - (ends - sizes), sizes)
+        return LoadPenalty(np.append(0, ends), self.start[at], self.value[at], self.slope[at])
+
     def marginal(self, loads: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return what the ``loads[j]``-th client of every expert j costs.
 
