@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
-from fedmoe_sched._layer_exchange import LayerRoom
+from fedmoe_sched._arrays import FloatArray, IntArray
+from fedmoe_sched._pair_margins import PairMargins
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.exchange import exchange_distances
+from fedmoe_sched.exchange import ExchangeGraph
 from fedmoe_sched.problem import AssignmentProblem
 
 if TYPE_CHECKING:
@@ -38,13 +38,23 @@ class Explanation:
     chosen : bool
     eligible : bool
     desirability : float
+    price : float
+        Of the expert: what is left of the desirability after it is what counts for the client.
     margin : float
         What the objective loses at least if the decision on this pair is turned round: the pair forced in, or
         forbidden, and everything else arranged anew in the best way. 0 where that is as good; inf where no
         assignment keeps the bounds then. The desirability of the pair would have to rise, or fall, by so much.
+    fitness_change : float or None
+        By how much the fitness of the pair would have to rise (or fall, where negative) for that: the margin over
+        the weight of fitness; infinite where fitness does not count. None where the schedule is not one of
+        `fedmoe_sched.schedule`.
     instead : tuple of hashable
         For a pair that is not chosen, the expert that the client would give up in that best rearrangement; for one
         that is, the expert that it would take instead. Empty if it would train one more, or one less.
+    brought_in_by : tuple of tuple of str
+        For a pair that is not chosen, what brings it into every optimum: ``("capacity",)`` is one more slot of the
+        client, ``("load_max",)`` one more place at the expert, ``("layer_max",)`` one more expert of the layer at
+        the client; several in one entry only together.
     binding : tuple of str
         Bounds at their limit that have to do with this pair, in words.
     """
@@ -54,17 +64,31 @@ class Explanation:
     chosen: bool
     eligible: bool
     desirability: float
+    price: float
     margin: float
+    fitness_change: float | None
     instead: tuple[Hashable, ...]
+    brought_in_by: tuple[tuple[str, ...], ...]
     binding: tuple[str, ...]
 
     def __str__(self) -> str:
-        pair = f"client {self.client!r} and expert {self.expert!r} (desirability {self.desirability:.6g})"
+        values = f"desirability {self.desirability:.6g}, price {self.price:.6g}"
+        pair = f"client {self.client!r} and expert {self.expert!r} ({values})"
         if not self.eligible:
             return f"{pair}: not chosen: the pair is not eligible"
         lines = [f"{pair}: {'chosen' if self.chosen else 'not chosen'}{self._turned()}"]
         lines += [f"  {reason}" for reason in self.binding]
+        lines += [f"  {self._wider(bounds)} would bring it in" for bounds in self.brought_in_by]
         return "\n".join(lines)
+
+    def _wider(self, bounds: tuple[str, ...]) -> str:
+        """Name bounds that are wider by one."""
+        words = {
+            "capacity": f"one more slot at client {self.client!r}",
+            "load_max": f"one more place at expert {self.expert!r}",
+            "layer_max": f"one more expert of its layer at client {self.client!r}",
+        }
+        return " and ".join(words[name] for name in bounds) + (" together" if len(bounds) > 1 else "")
 
     def _turned(self) -> str:
         """Say what the opposite would cost."""
@@ -80,8 +104,16 @@ class Explanation:
             return f"; {what}{how} the objective would be the same"
         return (
             f"; {what}{how} the objective would be {self.margin:.6g} less: so much its desirability would have to "
-            f"{direction}"
+            f"{direction}{self._by_fitness()}"
         )
+
+    def _by_fitness(self) -> str:
+        change = self.fitness_change
+        if change is None:
+            return ""
+        if math.isinf(change):
+            return " (its fitness does not count)"
+        return f" (its fitness by {change:+.6g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +138,6 @@ class Sensitivity:
     min_experts: FloatArray
 
 
-@dataclass(eq=False)
 class Explainer:
     """Answers questions about one optimal assignment; the exchange graph is made once.
 
@@ -117,6 +148,10 @@ class Explainer:
     problem : AssignmentProblem
     assignment : Assignment
         Optimal for it.
+    prices : ndarray, shape (m,), optional
+        Optimal dual prices; by default those of the exchange graph.
+    fitness_weight : float, optional
+        What a unit of fitness adds to desirability.
 
     Raises
     ------
@@ -124,21 +159,27 @@ class Explainer:
         The problem has budgets, or the assignment is not optimal: nothing but chance or haste explains it.
     """
 
-    problem: AssignmentProblem
-    assignment: Assignment
-    _distance: FloatArray = field(init=False, repr=False)
-    _room: LayerRoom | None = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.problem.budgets:
+    def __init__(
+        self,
+        problem: AssignmentProblem,
+        assignment: Assignment,
+        prices: FloatArray | None = None,
+        fitness_weight: float | None = None,
+    ) -> None:
+        if problem.budgets:
             msg = "problem: has budgets; only network problems can be explained"
             raise InputError(msg)
-        distance = exchange_distances(self.problem, self.assignment)
+        graph = ExchangeGraph(problem, assignment)
+        distance = graph.distances()
         if distance is None:
             msg = "schedule: is not optimal, so that there is no reason for it; solve with an exact backend"
             raise InputError(msg)
+        self.problem, self.assignment = problem, assignment
+        self._prices = graph.settle()[0] if prices is None else prices
+        self._fitness_weight = fitness_weight
+        self._margins = PairMargins(graph, distance)
         self._distance = distance
-        self._room = None if self.problem.layers is None else LayerRoom(self.problem, self.assignment.mask())
+        self._room = graph.layers
 
     def explain(self, client: int, expert: int) -> Explanation:
         """Explain one pair, by numbers.
@@ -147,61 +188,33 @@ class Explainer:
         ----------
         client, expert : int
         """
-        problem = self.problem
-        held = self._held(client)
+        problem, held = self.problem, self._margins.held(client)
         eligible = problem.eligible is None or bool(problem.eligible[client, expert])
         chosen = bool(held[expert])
-        costs = self._removal(client, expert, held) if chosen else self._insertion(client, expert, held)
         margin = math.inf
         instead: tuple[Hashable, ...] = ()
+        brought_in_by: tuple[tuple[str, ...], ...] = ()
         if eligible:
+            costs = self._margins.costs(client, expert)
             best = int(np.argmin(costs))
             margin = max(0.0, float(costs[best]))
             if math.isfinite(margin) and best < problem.n_experts:
                 instead = (problem.expert_name(best),)
+            if not chosen:
+                brought_in_by = self._margins.brought_in_by(client, expert)
         return Explanation(
             problem.client_name(client),
             problem.expert_name(expert),
             chosen,
             eligible,
             float(problem.desirability[client, expert]),
+            float(self._prices[expert]),
             margin,
+            fitness_change(margin, self._fitness_weight, chosen=chosen),
             instead,
+            brought_in_by,
             self._binding(client, expert, int(held.sum())),
         )
-
-    def _held(self, client: int) -> BoolArray:
-        held = np.zeros(self.problem.n_experts, dtype=np.bool_)
-        ends = self.assignment.indptr
-        held[self.assignment.indices[ends[client] : ends[client + 1]]] = True
-        return held
-
-    def _insertion(self, client: int, expert: int, held: BoolArray) -> FloatArray:
-        """Cost of forcing a pair in, by what the client gives up; the last entry is for nothing."""
-        problem, m = self.problem, self.problem.n_experts
-        scores = problem.desirability[client].astype(np.float64)
-        costs: FloatArray = np.full(m + 1, np.inf)
-        costs[:m][held] = scores[held]
-        if held.sum() < problem.capacity[client]:
-            costs[m] = 0.0
-        if self._room is not None:
-            costs[~self._room.partners(client, expert, taken=True)] = np.inf
-        costs += self._distance[expert] - scores[expert]
-        return costs
-
-    def _removal(self, client: int, expert: int, held: BoolArray) -> FloatArray:
-        """Cost of forbidding a pair, by what the client takes instead; the last entry is for nothing."""
-        problem, m = self.problem, self.problem.n_experts
-        scores = problem.desirability[client].astype(np.float64)
-        costs: FloatArray = np.full(m + 1, np.inf)
-        free = ~held if problem.eligible is None else ~held & problem.eligible[client]
-        costs[:m][free] = -scores[free]
-        if held.sum() > problem.min_experts[client]:
-            costs[m] = 0.0
-        if self._room is not None:
-            costs[~self._room.partners(client, expert, taken=False)] = np.inf
-        costs += self._distance[:, expert] + scores[expert]
-        return costs
 
     def _binding(self, client: int, expert: int, count: int) -> tuple[str, ...]:
         """Name the bounds of the client and the expert that are at their limit."""
@@ -251,8 +264,7 @@ class Explainer:
         capacity, least = np.zeros(problem.n_clients), np.zeros(problem.n_clients)
         for block in problem.blocks():
             scores = problem.desirability[block].astype(np.float64)
-            held = np.zeros(scores.shape, dtype=np.bool_)
-            held[self.assignment.pairs_of(block)] = True
+            held = self._margins.graph.held[block]
             free = ~held if problem.eligible is None else ~held & problem.eligible[block]
             if self._room is not None:
                 more, less = self._room.changes(block)
@@ -263,6 +275,14 @@ class Explainer:
         capacity[counts < problem.capacity] = 0.0
         least[(counts > problem.min_experts) | (problem.min_experts == 0)] = 0.0
         return Sensitivity(self._place_worth(), self._release_worth(), capacity, least)
+
+
+def fitness_change(margin: float, weight: float | None, *, chosen: bool) -> float | None:
+    """Return by how much the fitness of a pair has to change to make up for a margin of desirability."""
+    if weight is None:
+        return None
+    towards = -margin if chosen else margin
+    return towards / weight if weight != 0 else math.copysign(math.inf, towards)
 
 
 def _counted(count: int, what: str) -> str:

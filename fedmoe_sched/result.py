@@ -162,6 +162,8 @@ class Schedule:
         Why ``solver="auto"`` picked this backend; empty otherwise.
     message : str
         The backend's own words, where it has any, and what it could not heed.
+    fitness_weight : float or None
+        What a unit of fitness adds to desirability; None where the scores are not made of fitness.
     """
 
     problem: AssignmentProblem
@@ -180,6 +182,7 @@ class Schedule:
     certify_seconds: float = 0.0
     solver_reason: str = ""
     message: str = ""
+    fitness_weight: float | None = None
     _numbers: dict[str, dict[Hashable, int]] = field(default_factory=dict)
 
     @property
@@ -297,7 +300,7 @@ class Schedule:
     def _explainer(self) -> Explainer:
         from fedmoe_sched.explain import Explainer  # on top of what a schedule is
 
-        return Explainer(self.problem, self._chosen)
+        return Explainer(self.problem, self._chosen, self.prices, self.fitness_weight)
 
     def explain(self, client: Hashable, expert: Hashable) -> Explanation:
         """Say why a client trains an expert, or does not, and by how much its desirability would have to change.

@@ -240,7 +240,7 @@ def schedule(
         warm_start=warm_start,
     )
     relaxed += priced(answer, softened) if softened else ()
-    return dataclasses.replace(answer, relaxed=relaxed) if relaxed else answer
+    return dataclasses.replace(answer, relaxed=relaxed, fitness_weight=fitness_weight)
 
 
 def _refuse_bad_options(fitness_weight: float, usage_weight: float, balance: float | None) -> None:
