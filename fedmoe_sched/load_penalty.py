@@ -223,6 +223,25 @@ class LoadPenalty:
         at = np.arange(ends[-1]) + np.repeat(self.indptr[:-1][experts] - (ends - sizes), sizes)
         return LoadPenalty(np.append(0, ends), self.start[at], self.value[at], self.slope[at])
 
+    def after(self, loads: npt.ArrayLike) -> LoadPenalty:
+        """Return what further clients cost where experts have some already: ``phi(loads + l) - phi(loads)``.
+
+        Parameters
+        ----------
+        loads : array_like of int, shape (m,), or int
+
+        Examples
+        --------
+        >>> LoadPenalty.from_marginals([[1.0, 2.0, 5.0]]).after([1]).marginal([2]).tolist()
+        [5.0]
+        """
+        there = np.repeat(as_counts("loads", loads, self.n_experts, "one per expert"), np.diff(self.indptr))
+        kept = self._ends > there
+        begun = np.maximum(there + 1 - self.start, 0)  # clients of the segment that are there
+        indptr = np.append(0, np.cumsum(np.add.reduceat(kept, self.indptr[:-1], dtype=np.int64)))
+        start, value = np.maximum(self.start - there, 1), self.value + self.slope * begun
+        return LoadPenalty(indptr, start[kept], value[kept], self.slope[kept])
+
     def marginal(self, loads: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return what the ``loads[j]``-th client of every expert j costs.
 
