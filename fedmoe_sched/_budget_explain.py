@@ -6,7 +6,7 @@ With budgets the problem is NP-hard, and no cycle of exchanges gives a margin. T
   experts are arranged anew, all others as they are, to the end; then the problem with the pair fixed is solved;
 - prices show that no less is lost: in the Lagrangian bound a pair that is fixed changes the best choice of its
   client alone (Geoffrion 1974, *Mathematical Programming Study* 2, on fixing variables by conditional bounds);
-- where the problem with the pair fixed is solved to a proved optimum, what is lost is known exactly.
+- where the backend proves an optimum of the problem with the pair fixed, what is lost is known exactly.
 """
 
 from __future__ import annotations

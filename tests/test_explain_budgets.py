@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import brute_force, enumerate_assignments, load_penalties, penalty_paid, tiny_problems
+from oracle import (
+    brute_force,
+    contended,
+    enumerate_assignments,
+    layered,
+    load_penalties,
+    penalty_paid,
+    tiny_problems,
+)
 
 from fedmoe_sched import AssignmentProblem, ExpertLayers, InputError, ResourceBudget, Status, schedule, solve
 from fedmoe_sched._fixed_pair import with_pair
@@ -249,6 +257,21 @@ def test_budgets_with_layers_and_fitness():
     assert "client 0 trains 1 expert of layer 0, as many as it may" in str(found)
     why = answer.explain(0, 1)
     assert (why.margin, why.fitness_change) == (pytest.approx(0.4), pytest.approx(-0.2))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    problem=budgeted
+    | tiny_problems(with_layers=True)
+    | st.builds(contended, st.integers(0, 2**20), penalised=st.booleans())
+    | st.builds(layered, st.integers(0, 2**20), penalised=st.booleans())
+)
+def test_a_pair_that_is_taken_leaves_a_problem_of_the_same_optimum(problem):
+    for i, j in eligible_pairs(problem)[:6]:
+        fixed, best = with_pair(problem, i, j), turned(problem, i, j, chosen=False)
+        rest = None if fixed is None else brute_force(fixed.rest)
+        found = -math.inf if rest is None else rest + fixed.worth
+        assert found == pytest.approx(best, abs=1e-6)
 
 
 def test_a_pair_that_is_taken_leaves_nothing_where_a_bound_is_too_narrow():

@@ -75,6 +75,10 @@ def test_every_field_by_hand():
     assert (seconds.size.tolist(), seconds.budget.tolist()) == ([[11, 9], [3, 1]], [70, 50])
     assert (part.layers.layer_of.tolist(), part.layers.layer_max.tolist()) == ([0, 0], [[9], [3]])
     assert (part.client_labels, part.expert_labels) == (("c", "a"), ("z", "x"))
+    two = full_problem().restrict([1], [1, 0]).layers  # of layers 2 and 0
+    assert (two.layer_of.tolist(), two.layer_max.tolist()) == ([1, 0], [[4, 6]])
+    shared = ExpertLayers([0, 2, 1, 2], layer_min=0, layer_max=[1, 2, 3])
+    assert full_problem().replace(layers=shared).restrict(None, [1, 0]).layers.layer_max.tolist() == [1, 3]
 
 
 def test_neighbours_are_views_and_changes_are_made_at_once():
