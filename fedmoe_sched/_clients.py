@@ -12,8 +12,10 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, as_counts
 from fedmoe_sched._growing import GrowingRows
 from fedmoe_sched._names import decode_name, encode_name
+from fedmoe_sched._scheduler_layers import able_clients
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.scores.capacity import (
     CapacityProfile,
     ExpertCost,
@@ -266,12 +268,19 @@ class ClientTable:
         return capacity, None if eligible.all() else eligible
 
     def learned_speeds(
-        self, clients: IntArray, pairs: Assignment, seconds: FloatArray, rules: CapacityRules, rate: float
+        self,
+        clients: IntArray,
+        pairs: Assignment,
+        seconds: FloatArray,
+        rules: CapacityRules,
+        rate: float,
+        layers: ExpertLayers | None = None,
     ) -> FloatArray:
         """Return the speed corrections of the clients of a round after it; nothing is stored.
 
         Clients whose time is known learn from it, see `fedmoe_sched.scores.corrected_speed`. A client that its
-        correction c alone keeps out (nothing fits the deadline, but something would with ``c = 1``) has no time to
+        correction c alone keeps out (nothing fits the deadline, but something would with ``c = 1``; with layers,
+        as many experts as they demand) has no time to
         show, and would be kept out for ever by one slow round. Its correction relaxes instead [I]::
 
             c <- (1 - q) c + q        q = rate / 3
@@ -289,6 +298,8 @@ class ClientTable:
             How long it took; NaN where that is not known.
         rules : CapacityRules
         rate : float
+        layers : ExpertLayers, optional
+            Of these clients.
         """
         speeds = self.correction[clients]
         profiles = self.profiles(clients, rules)
@@ -299,7 +310,12 @@ class ClientTable:
         # Whoever is as fast as its profile, or faster, is not kept out by its correction.
         idle = np.flatnonzero((pairs.counts == 0) & (speeds > 1))
         if rules.deadline is not None and len(idle):
-            barred = idle[self._able(clients[idle], rules, corrected=False) & ~self._able(clients[idle], rules)]
+            own = None if layers is None else layers.restrict(idle)
+            able, would = (
+                able_clients(*self.limits(clients[idle], {}, rules, corrected=corrected), own)
+                for corrected in (True, False)
+            )
+            barred = idle[would & ~able]
             kept = np.ones(len(barred))
             speeds[barred] = corrected_speed(speeds[barred], kept, kept, _RELAXATION * rate)
         return speeds
@@ -326,12 +342,6 @@ class ClientTable:
             correction = self._taken("correction", clients, 1.0)[known]
             seconds[known] = round_seconds(profiles[known], rules.cost, one, correction=correction)
         return seconds
-
-    def _able(self, clients: IntArray, rules: CapacityRules, *, corrected: bool = True) -> BoolArray:
-        """Whether clients can train any expert; shape (k,), bool."""
-        capacity, eligible = self.limits(clients, {}, rules, corrected=corrected)
-        able: BoolArray = capacity > 0
-        return able if eligible is None else able & eligible.any(axis=1)
 
     def _taken(self, column: str, clients: IntArray, fill: Any) -> npt.NDArray[Any]:
         """Copy rows of a column; `fill` for clients that are not in the table."""

@@ -6,14 +6,14 @@ import dataclasses
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._arrays import FloatArray, IntArray
 from fedmoe_sched._selecting import selected
 from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched.rounds import OpenRound, RoundReports
 from fedmoe_sched.scores.fairness import FairnessOptions, client_queues, expert_deficits, fairness_gains
 from fedmoe_sched.scores.selection import SelectionOptions
 
-__all__ = ["able_clients", "fair_variables", "gains", "learned_fairness", "selected_fairly"]
+__all__ = ["fair_variables", "gains", "learned_fairness", "selected_fairly"]
 
 
 def fair_variables(options: FairnessOptions) -> dict[str, StateVariable]:
@@ -23,12 +23,6 @@ def fair_variables(options: FairnessOptions) -> dict[str, StateVariable]:
         "fair_rate": StateVariable("client", start=options.client_rate),
         "fair_deficit": StateVariable("expert"),
     }
-
-
-def able_clients(capacity: IntArray, eligible: BoolArray | None) -> BoolArray:
-    """Whether each client could train any expert."""
-    able: BoolArray = capacity > 0
-    return able if eligible is None else able & eligible.any(axis=1)
 
 
 def gains(variables: Variables, rows: IntArray, options: FairnessOptions) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import NamedTuple
@@ -99,6 +100,21 @@ class LayerRoom:
         what = f"{who} trains {count} {'expert' if count == 1 else 'experts'} of layer {layer}"
         reasons = [f"{what}, as many as it may"] if count == self._high[client, layer] else []
         return reasons + ([f"{what}, the fewest it must"] if count == self._low[client, layer] > 0 else [])
+
+    def copy(self) -> LayerRoom:
+        """Return a copy whose counts and bounds may change by themselves."""
+        room = copy.copy(self)
+        room._counts, room._high = self._counts.copy(), self._high.copy()
+        return room
+
+    def is_full(self, client: int, expert: int) -> bool:
+        """Whether a client trains as many experts of the expert's layer as it may."""
+        layer = self._layer_of[expert]
+        return bool(self._counts[client, layer] == self._high[client, layer])
+
+    def widen(self, client: int, expert: int) -> None:
+        """Let a client train one more expert of the expert's layer."""
+        self._high[client, self._layer_of[expert]] += 1
 
     def shift(self, client: int, expert: int, step: int) -> None:
         """Count an expert that a client takes (1) or gives up (-1)."""

@@ -13,11 +13,13 @@ from fedmoe_sched._clients import ClientTable, ClientUpdate
 from fedmoe_sched._fairness import fair_variables
 from fedmoe_sched._files import PathLike, read_archive, write_archive
 from fedmoe_sched._names import ExpertNames
+from fedmoe_sched._scheduler_layers import LAYER_VARIABLES, round_layers
 from fedmoe_sched._scheduler_options import SchedulerOptions
 from fedmoe_sched._scheduler_state import pack_state, state_header, stored_experts, unpack_state
 from fedmoe_sched._selecting import SELECTION_VARIABLES
 from fedmoe_sched._variables import StateVariable, Variables
 from fedmoe_sched.errors import InputError, StateFileError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import OpenRound
 from fedmoe_sched.scores.capacity import CapacityProfile
@@ -59,7 +61,8 @@ class SchedulerCore:
         self._clients = ClientTable(m)
         asked = {} if self._options.selection is None else SELECTION_VARIABLES
         fair = {} if self._options.fairness is None else fair_variables(self._options.fairness)
-        self._variables = Variables(m, {**self.variables, **asked, **fair})
+        layered = {} if self._options.layers is None else LAYER_VARIABLES
+        self._variables = Variables(m, {**self.variables, **asked, **fair, **layered})
         self._trained: IntArray = np.zeros(m, dtype=np.int64)
         self._round = 0
         self._prices: FloatArray | None = None
@@ -127,6 +130,50 @@ class SchedulerCore:
         """Return what clients hold, shape (k, m), for `schedule`; None where it costs nothing to switch."""
         costs = np.any(self._options.switching_cost)
         return self._clients.held(self._clients.numbers(clients)) if costs else None
+
+    def round_seed(self) -> int:
+        """Return the seed of the round that is open or comes next; >= 0 and < 2**31."""
+        return int(np.random.SeedSequence((self.seed, self._round)).generate_state(1)[0] >> 1)
+
+    def assigned(self) -> dict[Hashable, list[Hashable]]:
+        """Return the experts of each client in the open round, also after `load`.
+
+        Raises
+        ------
+        InputError
+            No round is open.
+        """
+        opened = self._opened_round("assigned")
+        names = self._clients.names
+        return {
+            names[row]: [self.experts[j] for j in opened.experts_at(position)]
+            for position, row in enumerate(opened.clients.tolist())
+        }
+
+    def cancel_round(self) -> None:
+        """Drop the open round and its reports, as if it had not been planned; new clients stay known.
+
+        Planning the same clients again gives the same plan.
+        """
+        self._opened_round("cancel_round")
+        self._open = None
+
+    def layers_of(self, clients: Sequence[Hashable], capacity: IntArray | None = None) -> ExpertLayers | None:
+        """Return the layers of the experts with the bounds of some clients; None where there are no layers.
+
+        Parameters
+        ----------
+        clients : sequence of hashable
+            k names; those not known yet have the bounds that all have in common.
+        capacity : ndarray, shape (k,), optional
+            Of the round, as in `Scheduler.decide`: of clients of capacity 0 no layer then demands anything.
+        """
+        return self._layers_at(self._clients.numbers(clients), None if capacity is None else capacity > 0)
+
+    def _layers_at(self, rows: IntArray, busy: BoolArray | None = None) -> ExpertLayers | None:
+        """Do as `layers_of` does, by rows of clients (-1 for new ones), of whom not all may take part."""
+        layers = self._options.layers
+        return None if layers is None else round_layers(layers, self._variables, rows, busy)
 
     def _switching(self, clients: Sequence[Hashable], answer: Schedule) -> dict[str, Any]:
         """Return what a plan sends anew, for the record of its round."""

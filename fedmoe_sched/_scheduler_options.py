@@ -12,7 +12,9 @@ import numpy as np
 
 from fedmoe_sched._arrays import FloatArray, as_array, as_counts, as_vector
 from fedmoe_sched._clients import CapacityRules
+from fedmoe_sched._scheduler_layers import check_layers
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.registry import solver_class
 from fedmoe_sched.scores.capacity import CapacityProfile, ExpertCost
 from fedmoe_sched.scores.fairness import FairnessOptions
@@ -36,7 +38,7 @@ _TO_SCHEDULE = (
     "time_limit",
     "certify",
     "switching_cost",
-)
+)  # layers go there too, by the clients of a round
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class SchedulerOptions:
     selection: Any = None
     switching_cost: Any = 0.0
     fairness: Any = None
+    layers: Any = None
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -82,6 +85,7 @@ class SchedulerOptions:
             "selection": _made("selection", SelectionOptions, self.selection),
             "switching_cost": cost_option("switching_cost", self.switching_cost, m),
             "fairness": _made("fairness", FairnessOptions, self.fairness),
+            "layers": _made("layers", ExpertLayers, self.layers),
             "fill": bool(self.fill),
             "certify": bool(self.certify),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
@@ -99,6 +103,8 @@ class SchedulerOptions:
 
     def _refuse_bad_values(self) -> None:
         """Refuse now what `plan` would refuse only in the first round."""
+        if self.layers is not None:
+            check_layers(self.layers, self.n_experts, self.default_capacity)
         Limits(time=self.time_limit, seed=self.seed)
         if isinstance(self.solver, str) and self.solver != "auto":
             solver_class(self.solver)
@@ -149,6 +155,9 @@ class SchedulerOptions:
             plain[name] = plain[name].tolist() if isinstance(plain[name], np.ndarray) else plain[name]
         for name in ("expert_cost", "default_profile", "fitness", "usage", "selection", "fairness"):
             plain[name] = None if plain[name] is None else asdict(plain[name])
+        if self.layers is not None:
+            names = ("layer_of", "layer_min", "layer_max")
+            plain["layers"] = {name: getattr(self.layers, name).tolist() for name in names}
         plain["solver"] = _solver_to_plain(self.solver)
         return plain
 

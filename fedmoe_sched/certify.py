@@ -31,8 +31,12 @@ __all__ = [
     "Violation",
     "certify",
     "dual_bound",
+    "is_whole",
+    "load_terms",
     "objective",
     "relative_gap",
+    "responses_bound",
+    "rounded_down",
     "violations",
 ]
 
@@ -227,7 +231,7 @@ def _best_responses(reduced: FloatArray, least: IntArray, most: IntArray) -> flo
     return float(np.add.reduce(ranked, axis=None, where=taken))
 
 
-def _load_terms(problem: AssignmentProblem, prices: FloatArray) -> float:
+def load_terms(problem: AssignmentProblem, prices: FloatArray) -> float:
     """Sum what the experts' places are worth at these prices: the part of the bound that no client enters."""
     if problem.load_penalty is None:
         return float((problem.load_max * np.maximum(prices, 0) - problem.load_min * np.maximum(-prices, 0)).sum())
@@ -264,6 +268,12 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
         The bound; ``-inf`` proves that some client cannot take as many experts as it must.
     """
     p = as_vector("prices", prices, problem.n_experts, "one per expert")
+    bound = load_terms(problem, p) + responses_bound(problem, p)
+    return rounded_down(bound) if problem.budgets and is_whole(problem) else bound
+
+
+def responses_bound(problem: AssignmentProblem, p: FloatArray) -> float:
+    """Bound what all clients together could gain at prices: the part of `dual_bound` that loads do not enter."""
     if problem.overstretched.any():
         return -np.inf
 
@@ -287,11 +297,10 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
             return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
         return worth
 
-    bound = _load_terms(problem, p) + _sum_over_blocks(problem, of_block)
-    return _rounded_down(bound) if problem.budgets and _is_whole(problem) else bound
+    return _sum_over_blocks(problem, of_block)
 
 
-def _is_whole(problem: AssignmentProblem) -> bool:
+def is_whole(problem: AssignmentProblem) -> bool:
     """Whether every objective is a whole number, below what float64 can tell apart."""
     if problem.load_penalty is not None or problem.largest_score >= _LARGEST_WHOLE:
         return False
@@ -299,7 +308,8 @@ def _is_whole(problem: AssignmentProblem) -> bool:
     return all(bool((part == np.rint(part)).all()) for part in scores)
 
 
-def _rounded_down(bound: float) -> float:
+def rounded_down(bound: float) -> float:
+    """Round a bound on whole numbers down, but for what sums in float64 do not resolve."""
     if np.isinf(bound):
         return bound
     return float(np.floor(bound + OPTIMALITY_GAP * max(1.0, abs(bound))))

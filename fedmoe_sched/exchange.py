@@ -16,6 +16,7 @@ client twice may then break its bounds; it falls into two cycles, which cost as 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from fedmoe_sched._layer_exchange import Arc, LayerRoom
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 
-__all__ = ["Polished", "exchange_distances", "polish", "recover_prices"]
+__all__ = ["ExchangeGraph", "Polished", "polish", "recover_prices"]
 
 _FREE = -1  # the client of an arc that moves no client: a load with room within its bounds
 
@@ -50,8 +51,16 @@ class Polished:
     cycles: int
 
 
-class _ExchangeGraph:
-    """Costs and clients of the arcs, kept up to date while cycles are cancelled."""
+class ExchangeGraph:
+    """Costs and clients of the arcs, kept up to date while cycles are cancelled.
+
+    Parameters
+    ----------
+    problem : AssignmentProblem
+        Without budgets.
+    assignment : Assignment
+        Feasible for it.
+    """
 
     def __init__(self, problem: AssignmentProblem, assignment: Assignment) -> None:
         self.problem = problem
@@ -146,6 +155,59 @@ class _ExchangeGraph:
         idle = np.flatnonzero(self.counts < self.problem.capacity)
         self.cost[spare, :spare], self.client[spare, :spare] = self._best(idle, np.zeros(len(idle)), spare)
 
+    def widened(self, problem: AssignmentProblem, *, layer_of: tuple[int, int] | None = None) -> ExchangeGraph:
+        """Return a copy of the graph for a problem in which some of the bounds are wider.
+
+        Parameters
+        ----------
+        problem : AssignmentProblem
+            Of which nothing else has changed.
+        layer_of : (int, int), optional
+            A client and an expert: the client may train one more of the expert's layer, whatever `problem` says.
+        """
+        graph = copy.copy(self)
+        graph.problem = problem
+        for name in ("held", "counts", "loads", "cost", "client"):
+            setattr(graph, name, getattr(self, name).copy())
+        stale = [problem.n_experts]
+        if self.layers is not None:
+            graph.layers = self.layers.copy()
+            if layer_of is not None:
+                graph.layers.widen(*layer_of)
+                stale += np.flatnonzero(self.held[layer_of[0]]).tolist()
+        graph.update(stale)
+        return graph
+
+    def settle(self) -> tuple[npt.NDArray[np.float64], int]:
+        """Cancel improving cycles until none is left; return optimal prices, shape (m,), and their number."""
+        cycles = 0
+        while True:
+            distance, cycle = _shortest(self.cost, self.tolerance())
+            if cycle is None:
+                return distance[-1] - distance[:-1], cycles
+            self.cancel(cycle)
+            cycles += 1
+
+    def distances(self) -> FloatArray | None:
+        """Return what it costs at least to hand one place from any node to any other.
+
+        By the algorithm of Floyd and Warshall (Ahuja, Magnanti and Orlin, *Network Flows*, section 5.6).
+
+        Returns
+        -------
+        ndarray, shape (m + 1, m + 1), float64, or None
+            Entry (a, b) is the least loss of the objective over all ways of moving clients by which expert a loses
+            one client and expert b gains one; number m is the spare node. inf where there is none, 0 on the
+            diagonal. None if the assignment is not optimal: then some cycle gains.
+        """
+        if _shortest(self.cost, self.tolerance())[1] is not None:
+            return None
+        distance: FloatArray = self.cost.copy()
+        np.fill_diagonal(distance, 0.0)
+        for node in range(len(distance)):
+            np.minimum(distance, distance[:, node, None] + distance[None, node], out=distance)
+        return distance
+
     def cancel(self, cycle: list[int]) -> None:
         """Move every client of the arcs of `cycle`, then bring the graph up to date."""
         spare = self.problem.n_experts
@@ -219,15 +281,8 @@ def polish(problem: AssignmentProblem, assignment: Assignment) -> Polished:
     -------
     Polished
     """
-    graph = _ExchangeGraph(problem, assignment)
-    cycles = 0
-    while True:
-        distance, cycle = _shortest(graph.cost, graph.tolerance())
-        if cycle is None:
-            prices = distance[-1] - distance[:-1]
-            break
-        graph.cancel(cycle)
-        cycles += 1
+    graph = ExchangeGraph(problem, assignment)
+    prices, cycles = graph.settle()
     held: BoolArray = graph.held
     return Polished(Assignment.from_mask(held) if cycles else assignment, prices, cycles)
 
@@ -246,30 +301,3 @@ def recover_prices(problem: AssignmentProblem, assignment: Assignment) -> npt.ND
         Prices p for which `fedmoe_sched.certify.dual_bound` equals the optimum.
     """
     return polish(problem, assignment).prices
-
-
-def exchange_distances(problem: AssignmentProblem, assignment: Assignment) -> npt.NDArray[np.float64] | None:
-    """Return what it costs at least to hand one place from any node of the exchange graph to any other.
-
-    By the algorithm of Floyd and Warshall (Ahuja, Magnanti and Orlin, *Network Flows*, section 5.6).
-
-    Parameters
-    ----------
-    problem, assignment
-        See `polish`.
-
-    Returns
-    -------
-    ndarray, shape (m + 1, m + 1), float64, or None
-        Entry (a, b) is the least loss of the objective over all ways of moving clients by which expert a loses one
-        client and expert b gains one; number m is the spare node. inf where there is none, 0 on the diagonal. None
-        if the assignment is not optimal: then some cycle gains.
-    """
-    graph = _ExchangeGraph(problem, assignment)
-    if _shortest(graph.cost, graph.tolerance())[1] is not None:
-        return None
-    distance = graph.cost.copy()
-    np.fill_diagonal(distance, 0.0)
-    for node in range(len(distance)):
-        np.minimum(distance, distance[:, node, None] + distance[None, node], out=distance)
-    return distance

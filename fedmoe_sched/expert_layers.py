@@ -100,6 +100,15 @@ class ExpertLayers:
         )
         return low, high
 
+    def restrict(self, clients: slice | IntArray, experts: slice | IntArray = slice(None)) -> ExpertLayers:
+        """Return the layers of some clients and experts, in this order; layers without experts are left out."""
+        kept, layer_of = np.unique(self.layer_of[experts], return_inverse=True)
+        low, high = (
+            bounds[clients][:, kept] if bounds.ndim == 2 else bounds[kept]
+            for bounds in (self.layer_min, self.layer_max)
+        )
+        return ExpertLayers(layer_of, low, high)
+
     def count(self, chosen: BoolArray) -> IntArray:
         """Count the chosen experts of each layer, row by row; (rows, m) bool gives (rows, G) int64."""
         counts = np.empty((len(chosen), self.n_layers), dtype=np.int64)

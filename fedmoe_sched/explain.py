@@ -1,32 +1,23 @@
-"""Why a pair is in a schedule or not, and what bounds and capacities are worth; exact, for network problems.
+"""Why a pair is in a schedule or not, and what bounds and capacities are worth.
 
-All answers are shortest distances in the exchange graph of an optimal assignment (`fedmoe_sched.exchange`): to
-force a pair, or to forbid it, closes a cycle through it, and the cheapest such cycle is what it costs (Ahuja,
-Magnanti and Orlin, *Network Flows*, section 9.11, on the sensitivity of minimum cost flows). Prices alone would
-only bound it, and where several sets of prices are optimal, say too little or too much.
+Without budgets all answers are exact: they are shortest distances in the exchange graph of an optimal assignment
+(`fedmoe_sched.exchange`). To force a pair, or to forbid it, closes a cycle through it, and the cheapest such cycle
+is what it costs (Ahuja, Magnanti and Orlin, *Network Flows*, section 9.11, on the sensitivity of minimum cost
+flows). Prices alone would only bound it, and where several sets of prices are optimal, say too little or too much.
+
+With budgets the problem is NP-hard: an answer is exact where the problem with the decision turned round is solved,
+and else lies between two bounds, which say what they are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import numpy as np
+from fedmoe_sched._arrays import FloatArray
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
-from fedmoe_sched._layer_exchange import LayerRoom
-from fedmoe_sched._layers import layers_of
-from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.errors import InputError
-from fedmoe_sched.exchange import exchange_distances
-from fedmoe_sched.problem import AssignmentProblem
-
-if TYPE_CHECKING:
-    from fedmoe_sched.result import Schedule
-
-__all__ = ["Explainer", "Explanation", "Sensitivity", "summary_table"]
+__all__ = ["BudgetExplanation", "Explanation", "ResourceUse", "Sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +30,24 @@ class Explanation:
     chosen : bool
     eligible : bool
     desirability : float
+    price : float or None
+        Of the expert: what is left of the desirability after it is what counts for the client. None where the
+        schedule has no prices.
     margin : float
         What the objective loses at least if the decision on this pair is turned round: the pair forced in, or
         forbidden, and everything else arranged anew in the best way. 0 where that is as good; inf where no
         assignment keeps the bounds then. The desirability of the pair would have to rise, or fall, by so much.
+    fitness_change : float or None
+        By how much the fitness of the pair would have to rise (or fall, where negative) for that: the margin over
+        the weight of fitness; infinite where fitness does not count. None where the schedule is not one of
+        `fedmoe_sched.schedule`.
     instead : tuple of hashable
         For a pair that is not chosen, the expert that the client would give up in that best rearrangement; for one
         that is, the expert that it would take instead. Empty if it would train one more, or one less.
+    brought_in_by : tuple of tuple of str
+        For a pair that is not chosen, what brings it into every optimum: ``("capacity",)`` is one more slot of the
+        client, ``("load_max",)`` one more place at the expert, ``("layer_max",)`` one more expert of the layer at
+        the client; several in one entry only together.
     binding : tuple of str
         Bounds at their limit that have to do with this pair, in words.
     """
@@ -55,34 +57,167 @@ class Explanation:
     chosen: bool
     eligible: bool
     desirability: float
+    price: float | None
     margin: float
+    fitness_change: float | None
     instead: tuple[Hashable, ...]
+    brought_in_by: tuple[tuple[str, ...], ...]
     binding: tuple[str, ...]
 
     def __str__(self) -> str:
-        pair = f"client {self.client!r} and expert {self.expert!r} (desirability {self.desirability:.6g})"
+        price = "" if self.price is None else f", price {self.price:.6g}"
+        values = f"desirability {self.desirability:.6g}{price}"
+        pair = f"client {self.client!r} and expert {self.expert!r} ({values})"
         if not self.eligible:
             return f"{pair}: not chosen: the pair is not eligible"
         lines = [f"{pair}: {'chosen' if self.chosen else 'not chosen'}{self._turned()}"]
         lines += [f"  {reason}" for reason in self.binding]
+        lines += [f"  {self._wider(bounds)} would bring it in" for bounds in self.brought_in_by]
         return "\n".join(lines)
+
+    def _wider(self, bounds: tuple[str, ...]) -> str:
+        """Name bounds that are wider by one."""
+        words = {
+            "capacity": f"one more slot at client {self.client!r}",
+            "load_max": f"one more place at expert {self.expert!r}",
+            "layer_max": f"one more expert of its layer at client {self.client!r}",
+        }
+        return " and ".join(words[name] for name in bounds) + (" together" if len(bounds) > 1 else "")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the margin is known exactly, and not only from below."""
+        return True
 
     def _turned(self) -> str:
         """Say what the opposite would cost."""
-        what = "without it" if self.chosen else "with it"
+        what, how = self._what(), self._how()
         if math.isinf(self.margin):
             return f"; {what} no assignment keeps all bounds"
-        if self.chosen:
-            how = f" and expert {self.instead[0]!r} instead" if self.instead else ""
-        else:
-            how = f" in place of expert {self.instead[0]!r}" if self.instead else " in addition"
         direction = "fall" if self.chosen else "rise"
         if self.margin == 0:
             return f"; {what}{how} the objective would be the same"
         return (
             f"; {what}{how} the objective would be {self.margin:.6g} less: so much its desirability would have to "
-            f"{direction}"
+            f"{direction}{self._by_fitness()}"
         )
+
+    def _what(self) -> str:
+        return "without it" if self.chosen else "with it"
+
+    def _how(self) -> str:
+        """Say what the client would give up, or take instead."""
+        if self.chosen:
+            return f" and {_experts(self.instead)} instead" if self.instead else ""
+        return f" in place of {_experts(self.instead)}" if self.instead else " in addition"
+
+    def _by_fitness(self) -> str:
+        change = self.fitness_change
+        if change is None:
+            return ""
+        if math.isinf(change):
+            return " (its fitness does not count)"
+        return f" (its fitness by {change:+.6g})"
+
+
+@dataclass(frozen=True)
+class ResourceUse:
+    """What one resource of a client has left for an expert.
+
+    Parameters
+    ----------
+    name : str
+    budget, used : float
+        What the client has, and what its experts take, in the unit of the resource.
+    size : float
+        What the expert takes of it.
+    missing : float
+        How much more budget would let the expert fit beside those that the client has; 0 where it fits.
+    """
+
+    name: str
+    budget: float
+    used: float
+    size: float
+    missing: float
+
+    def words(self, client: Hashable, expert: Hashable, *, chosen: bool) -> str:
+        """Say it in a sentence."""
+        use = f"client {client!r} uses {self.used:.6g} of {self.budget:.6g} {self.name}"
+        if chosen:
+            return f"{use}, {self.size:.6g} of it for expert {expert!r}"
+        fits = f"{self.missing:.6g} more would let it fit" if self.missing else "it fits"
+        return f"{use}; expert {expert!r} takes {self.size:.6g}: {fits}"
+
+
+@dataclass(frozen=True)
+class BudgetExplanation(Explanation):
+    """Why a client trains an expert, or does not, where there are budgets.
+
+    The problem is NP-hard then. What turning the decision round loses is `margin` at least, by prices or by the
+    bound of a backend, and `margin_most` at most, by an arrangement that is known; where they are equal, it is
+    exact. Both may be negative where the schedule is not optimal: turning round gains then.
+
+    Parameters
+    ----------
+    client, expert, chosen, eligible, desirability, price, binding
+        See `Explanation`.
+    margin : float
+        A lower bound.
+    fitness_change : float or None
+        See `Explanation`; None too where the margin is not exact.
+    instead : tuple of hashable
+        What the client gives up for the pair, or takes instead of it, in the arrangement that loses `margin_most`.
+    brought_in_by : tuple
+        Empty: what one more place or slot would bring in is another NP-hard problem each.
+    margin_most : float
+        An upper bound; inf where no arrangement with the decision turned round is known.
+    besides : tuple of hashable
+        What the client takes besides the pair in that arrangement, or gives up besides it.
+    resources : tuple of ResourceUse
+        What the client's budgets have left for the pair.
+    """
+
+    margin_most: float
+    besides: tuple[Hashable, ...]
+    resources: tuple[ResourceUse, ...]
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        if self.eligible:
+            lines += [f"  {use.words(self.client, self.expert, chosen=self.chosen)}" for use in self.resources]
+        return "\n".join(lines)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the margin is known exactly, and not only from below."""
+        return self.margin == self.margin_most
+
+    def _how(self) -> str:
+        rest = f", {'giving up' if self.chosen else 'taking'} {_experts(self.besides)} too" if self.besides else ""
+        return f"{super()._how()}{rest}"
+
+    def _turned(self) -> str:
+        if self.exact and self.margin >= 0:
+            return super()._turned()
+        what = self._what()
+        known = f"; {what}{self._how()} the objective would be {_less_or_more(self.margin_most)}"
+        if self.exact:
+            return f"{known}: the schedule is not optimal"
+        if math.isinf(self.margin_most):
+            known = f"; no arrangement {what} is known"
+        if math.isinf(self.margin):
+            return f"{known}; nothing bounds what others lose"
+        limit = "loses less" if self.margin >= 0 else "gains more"
+        return f"{known}; none {what} {limit} than {abs(self.margin):.6g} (a bound)"
+
+
+def _less_or_more(loss: float) -> str:
+    return f"{abs(loss):.6g} {'less' if loss >= 0 else 'more'}"
+
+
+def _experts(names: tuple[Hashable, ...]) -> str:
+    return f"expert{'s' if len(names) > 1 else ''} {', '.join(repr(name) for name in names)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,223 +240,3 @@ class Sensitivity:
     load_min: FloatArray
     capacity: FloatArray
     min_experts: FloatArray
-
-
-@dataclass(eq=False)
-class Explainer:
-    """Answers questions about one optimal assignment; the exchange graph is made once.
-
-    Making it takes a boolean matrix of shape (n, m) and a pass over all clients for each expert.
-
-    Parameters
-    ----------
-    problem : AssignmentProblem
-    assignment : Assignment
-        Optimal for it.
-
-    Raises
-    ------
-    InputError
-        The problem has budgets, or the assignment is not optimal: nothing but chance or haste explains it.
-    """
-
-    problem: AssignmentProblem
-    assignment: Assignment
-    _distance: FloatArray = field(init=False, repr=False)
-    _room: LayerRoom | None = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.problem.budgets:
-            msg = "problem: has budgets; only network problems can be explained"
-            raise InputError(msg)
-        distance = exchange_distances(self.problem, self.assignment)
-        if distance is None:
-            msg = "schedule: is not optimal, so that there is no reason for it; solve with an exact backend"
-            raise InputError(msg)
-        self._distance = distance
-        self._room = None if self.problem.layers is None else LayerRoom(self.problem, self.assignment.mask())
-
-    def explain(self, client: int, expert: int) -> Explanation:
-        """Explain one pair, by numbers.
-
-        Parameters
-        ----------
-        client, expert : int
-        """
-        problem = self.problem
-        held = self._held(client)
-        eligible = problem.eligible is None or bool(problem.eligible[client, expert])
-        chosen = bool(held[expert])
-        costs = self._removal(client, expert, held) if chosen else self._insertion(client, expert, held)
-        margin = math.inf
-        instead: tuple[Hashable, ...] = ()
-        if eligible:
-            best = int(np.argmin(costs))
-            margin = max(0.0, float(costs[best]))
-            if math.isfinite(margin) and best < problem.n_experts:
-                instead = (problem.expert_name(best),)
-        return Explanation(
-            problem.client_name(client),
-            problem.expert_name(expert),
-            chosen,
-            eligible,
-            float(problem.desirability[client, expert]),
-            margin,
-            instead,
-            self._binding(client, expert, int(held.sum())),
-        )
-
-    def _held(self, client: int) -> BoolArray:
-        held = np.zeros(self.problem.n_experts, dtype=np.bool_)
-        ends = self.assignment.indptr
-        held[self.assignment.indices[ends[client] : ends[client + 1]]] = True
-        return held
-
-    def _insertion(self, client: int, expert: int, held: BoolArray) -> FloatArray:
-        """Cost of forcing a pair in, by what the client gives up; the last entry is for nothing."""
-        problem, m = self.problem, self.problem.n_experts
-        scores = problem.desirability[client].astype(np.float64)
-        costs: FloatArray = np.full(m + 1, np.inf)
-        costs[:m][held] = scores[held]
-        if held.sum() < problem.capacity[client]:
-            costs[m] = 0.0
-        if self._room is not None:
-            costs[~self._room.partners(client, expert, taken=True)] = np.inf
-        costs += self._distance[expert] - scores[expert]
-        return costs
-
-    def _removal(self, client: int, expert: int, held: BoolArray) -> FloatArray:
-        """Cost of forbidding a pair, by what the client takes instead; the last entry is for nothing."""
-        problem, m = self.problem, self.problem.n_experts
-        scores = problem.desirability[client].astype(np.float64)
-        costs: FloatArray = np.full(m + 1, np.inf)
-        free = ~held if problem.eligible is None else ~held & problem.eligible[client]
-        costs[:m][free] = -scores[free]
-        if held.sum() > problem.min_experts[client]:
-            costs[m] = 0.0
-        if self._room is not None:
-            costs[~self._room.partners(client, expert, taken=False)] = np.inf
-        costs += self._distance[:, expert] + scores[expert]
-        return costs
-
-    def _binding(self, client: int, expert: int, count: int) -> tuple[str, ...]:
-        """Name the bounds of the client and the expert that are at their limit."""
-        problem, load = self.problem, int(self.assignment.loads[expert])
-        who, what = f"client {problem.client_name(client)!r}", f"expert {problem.expert_name(expert)!r}"
-        reasons = []
-        if count == problem.slots[client]:
-            reasons.append(f"{who} trains {_counted(count, 'expert')}, as many as it can")
-        if count == problem.min_experts[client] > 0:
-            reasons.append(f"{who} trains {_counted(count, 'expert')}, the fewest it must")
-        if self._room is not None:
-            reasons += self._room.binding(client, expert, str(who))
-        if load == problem.load_max[expert]:
-            worth = self._place_worth()[expert]
-            reasons.append(
-                f"{what} has {_counted(load, 'client')}, the most it may; one more place is worth {worth:.6g}"
-            )
-        if load == problem.load_min[expert] > 0:
-            worth = self._release_worth()[expert]
-            reasons.append(
-                f"{what} has {_counted(load, 'client')}, the fewest it must; one less is worth {worth:.6g}"
-            )
-        return tuple(reasons)
-
-    def _place_worth(self) -> FloatArray:
-        penalty = self._marginal(+1)
-        full = self.assignment.loads == self.problem.load_max
-        worth: FloatArray = np.where(full, np.maximum(0.0, -self._distance[-1, :-1] - penalty), 0.0)
-        return worth
-
-    def _release_worth(self) -> FloatArray:
-        penalty = self._marginal(0)
-        least = (self.assignment.loads == self.problem.load_min) & (self.problem.load_min > 0)
-        worth: FloatArray = np.where(least, np.maximum(0.0, -self._distance[:-1, -1] + penalty), 0.0)
-        return worth
-
-    def _marginal(self, step: int) -> FloatArray:
-        """Penalty of the client that a load has last (0) or gets next (1)."""
-        if self.problem.load_penalty is None:
-            return np.zeros(self.problem.n_experts)
-        loads = np.maximum(self.assignment.loads + step, 1)
-        return self.problem.load_penalty.marginal_of(np.arange(self.problem.n_experts), loads)
-
-    def sensitivity(self) -> Sensitivity:
-        """Return what one unit more or less of every bound is worth."""
-        problem, counts = self.problem, self.assignment.counts
-        capacity, least = np.zeros(problem.n_clients), np.zeros(problem.n_clients)
-        for block in problem.blocks():
-            scores = problem.desirability[block].astype(np.float64)
-            held = np.zeros(scores.shape, dtype=np.bool_)
-            held[self.assignment.pairs_of(block)] = True
-            free = ~held if problem.eligible is None else ~held & problem.eligible[block]
-            if self._room is not None:
-                more, less = self._room.changes(block)
-                free, held = free & more, held & less
-            take = np.where(free, scores - self._distance[:-1, -1], -np.inf).max(axis=1)
-            drop = np.where(held, -scores - self._distance[-1, :-1], -np.inf).max(axis=1)
-            capacity[block], least[block] = np.maximum(take, 0.0), np.maximum(drop, 0.0)
-        capacity[counts < problem.capacity] = 0.0
-        least[(counts > problem.min_experts) | (problem.min_experts == 0)] = 0.0
-        return Sensitivity(self._place_worth(), self._release_worth(), capacity, least)
-
-    def layer_worth(self, client: int, layer: int, bound: str) -> float:
-        """Return how much the optimum would rise if a layer bound of one client gave way by one.
-
-        Parameters
-        ----------
-        client, layer : int
-        bound : str
-            ``"layer_min"`` or ``"layer_max"``.
-        """
-        assert self._room is not None
-        problem, m = self.problem, self.problem.n_experts
-        inside = layers_of(problem).layer_of == layer
-        held, lowered = self._held(client), bound == "layer_min"
-        if not self._room.at_bound(client, layer, bound):
-            return 0.0
-        more, less = (part[0] for part in self._room.changes(slice(client, client + 1)))
-        eligible = np.ones(m, dtype=np.bool_) if problem.eligible is None else problem.eligible[client]
-        give = held & (inside if lowered else ~inside & less)
-        take = eligible & ~held & (~inside & more if lowered else inside)
-        scores = np.append(problem.desirability[client].astype(np.float64), 0.0)
-        # The last node is a slot that stays unused.
-        give = np.append(give, not lowered and held.sum() < problem.capacity[client])
-        take = np.append(take, lowered and held.sum() > problem.min_experts[client])
-        tails, heads = np.flatnonzero(take), np.flatnonzero(give)
-        costs = self._distance[np.ix_(tails, heads)] + scores[heads] - scores[tails][:, None]
-        return max(0.0, -float(costs.min(initial=0.0)))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def summary_table(schedule: Schedule) -> str:
-    """Return a schedule as a text table, one line per expert; see `Schedule.summary`."""
-    problem, loads = schedule.problem, schedule.loads
-    worth = None if problem.budgets or schedule.status != "optimal" else schedule.sensitivity()
-    rows = [["expert", "load", "bounds", "price", "binding"]]
-    for j in range(problem.n_experts):
-        price = "-" if schedule.prices is None else f"{schedule.prices[j]:.6g}"
-        bounds = f"{problem.load_min[j]}..{problem.load_max[j]}"
-        rows.append(
-            [str(problem.expert_name(j)), str(loads[j]), bounds, price, _binding_text(problem, loads, j, worth)]
-        )
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3)), row[4]]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([repr(schedule), *lines])
-
-
-def _binding_text(problem: AssignmentProblem, loads: IntArray, expert: int, worth: Sensitivity | None) -> str:
-    parts = []
-    if loads[expert] == problem.load_max[expert]:
-        value = "" if worth is None else f", one more place is worth {worth.load_max[expert]:.6g}"
-        parts.append(f"full{value}")
-    if loads[expert] == problem.load_min[expert] > 0:
-        value = "" if worth is None else f", one less is worth {worth.load_min[expert]:.6g}"
-        parts.append(f"at its least{value}")
-    return "; ".join(parts)

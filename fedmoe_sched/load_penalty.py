@@ -216,6 +216,32 @@ class LoadPenalty:
         """The number of experts m."""
         return len(self.indptr) - 1
 
+    def restrict(self, experts: slice | IntArray) -> LoadPenalty:
+        """Return the penalties of some experts, in this order."""
+        sizes = np.diff(self.indptr)[experts]
+        ends = np.cumsum(sizes)
+        at = np.arange(ends[-1]) + np.repeat(self.indptr[:-1][experts] - (ends - sizes), sizes)
+        return LoadPenalty(np.append(0, ends), self.start[at], self.value[at], self.slope[at])
+
+    def after(self, loads: npt.ArrayLike) -> LoadPenalty:
+        """Return what further clients cost where experts have some already: ``phi(loads + l) - phi(loads)``.
+
+        Parameters
+        ----------
+        loads : array_like of int, shape (m,), or int
+
+        Examples
+        --------
+        >>> LoadPenalty.from_marginals([[1.0, 2.0, 5.0]]).after([1]).marginal([2]).tolist()
+        [5.0]
+        """
+        there = np.repeat(as_counts("loads", loads, self.n_experts, "one per expert"), np.diff(self.indptr))
+        kept = self._ends > there
+        begun = np.maximum(there + 1 - self.start, 0)  # clients of the segment that are there
+        indptr = np.append(0, np.cumsum(np.add.reduceat(kept, self.indptr[:-1], dtype=np.int64)))
+        start, value = np.maximum(self.start - there, 1), self.value + self.slope * begun
+        return LoadPenalty(indptr, start[kept], value[kept], self.slope[kept])
+
     def marginal(self, loads: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return what the ``loads[j]``-th client of every expert j costs.
 
@@ -275,26 +301,6 @@ class LoadPenalty:
             costs = counts * self.value + self.slope * (counts * ((counts - 1) / 2))
         totals: npt.NDArray[np.float64] = np.add.reduceat(costs, self.indptr[:-1])
         return totals
-
-    def after(self, loads: IntArray) -> LoadPenalty:
-        """Return the penalty of further clients, of experts that have so many already.
-
-        Parameters
-        ----------
-        loads : ndarray of int, shape (m,)
-            At least 0; not checked.
-
-        Returns
-        -------
-        LoadPenalty
-            ``phi_j(loads[j] + load) - phi_j(loads[j])``.
-        """
-        had = np.repeat(loads, np.diff(self.indptr))
-        kept = self._ends > had
-        passed = np.maximum(had + 1 - self.start, 0)
-        indptr = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, self.indptr[:-1], dtype=np.int64))])
-        value = self.value + self.slope * passed
-        return LoadPenalty(indptr, np.maximum(self.start - had, 1)[kept], value[kept], self.slope[kept])
 
     def best_loads(self, prices: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> IntArray:
         """Return loads within bounds that maximise ``prices * load - phi(load)``; the smallest such ones.

@@ -11,6 +11,7 @@ from fedmoe_sched._arrays import FloatArray, as_bool_matrix, as_matrix
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import dual_bound, objective
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Schedule
 
@@ -69,7 +70,9 @@ def jain_index(amounts: npt.ArrayLike) -> float:
     return float(values.sum() ** 2 / (len(values) * (values * values).sum()))
 
 
-def fitness_given_up(fitness: Any, capacity: Any, assignment: Any, *, eligible: Any = None) -> float:
+def fitness_given_up(
+    fitness: Any, capacity: Any, assignment: Any, *, eligible: Any = None, layers: ExpertLayers | None = None
+) -> float:
     """Return the share of the attainable fitness that an assignment gives up for everything else.
 
     Parameters
@@ -82,21 +85,23 @@ def fitness_given_up(fitness: Any, capacity: Any, assignment: Any, *, eligible: 
         What was decided.
     eligible : array_like of bool, shape (n, m), optional
         Pairs that are possible at all.
+    layers : ExpertLayers, optional
+        How many experts of each layer clients train.
 
     Returns
     -------
     float
         ``(best - got) / best`` with got the fitness of the assignment, and best that of the best assignment under
-        capacity and eligibility alone (no load bounds, nobody has to train anything). At least 0 for an
-        assignment that keeps to both; above 1 only if it has pairs of negative fitness. 0 where no pair has
-        positive fitness: there is none to give up.
+        capacity, eligibility and layers alone (no load bounds, nobody has to train more than layers demand). At
+        least 0 for an assignment that keeps to them; above 1 only if it has pairs of negative fitness. 0 where
+        best is not positive: there is none to give up.
 
     Examples
     --------
     >>> round(fitness_given_up([[0.9, 0.5], [0.7, 0.6]], 1, [[True, False], [False, True]]), 6)
     0.0625
     """
-    problem = AssignmentProblem(as_matrix("fitness", fitness), capacity, eligible=eligible)
+    problem = AssignmentProblem(as_matrix("fitness", fitness), capacity, eligible=eligible, layers=layers)
     # Without load bounds, prices of zero make the dual bound the optimum itself.
     best = dual_bound(problem, np.zeros(problem.n_experts))
     if best <= 0:

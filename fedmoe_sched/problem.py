@@ -23,6 +23,16 @@ from fedmoe_sched._arrays import (
 )
 from fedmoe_sched._layers import open_layers
 from fedmoe_sched._mapped import release_rows
+from fedmoe_sched._problem_parts import (
+    checked_budgets,
+    checked_labels,
+    checked_layers,
+    checked_part,
+    checked_penalty,
+    part_of,
+    refuse_crossed,
+    span,
+)
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
@@ -131,16 +141,16 @@ class AssignmentProblem:
             "load_min": read_only(as_counts("load_min", load_min, m, "one per expert")),
             "load_max": read_only(as_counts("load_max", load_max, m, "one per expert")),
             "eligible": None if eligible is None else read_only(as_bool_matrix("eligible", eligible, (n, m))),
-            "load_penalty": _penalty(load_penalty, m),
-            "budgets": _budgets(budgets, (n, m)),
-            "layers": _layers(layers, (n, m)),
-            "client_labels": _labels("client_labels", bare.rows if client_labels is None else client_labels, n),
-            "expert_labels": _labels("expert_labels", bare.columns if expert_labels is None else expert_labels, m),
+            "load_penalty": checked_penalty(load_penalty, m),
+            "budgets": checked_budgets(budgets, (n, m)),
+            "layers": checked_layers(layers, (n, m)),
+            "client_labels": checked_labels("client_labels", client_labels, bare.rows, n),
+            "expert_labels": checked_labels("expert_labels", expert_labels, bare.columns, m),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        _refuse_crossed("min_experts", self.min_experts, "capacity", self.capacity)
-        _refuse_crossed("load_min", self.load_min, "load_max", self.load_max)
+        refuse_crossed("min_experts", self.min_experts, "capacity", self.capacity)
+        refuse_crossed("load_min", self.load_min, "load_max", self.load_max)
 
     @property
     def n_clients(self) -> int:
@@ -254,6 +264,46 @@ class AssignmentProblem:
             raise InputError(msg)
         return AssignmentProblem(**(arguments | changes))
 
+    def restrict(self, clients: Any = None, experts: Any = None, **changes: Any) -> AssignmentProblem:
+        """Return the problem of some clients and experts, with all that belongs to them; bounds stay as they are.
+
+        Parameters
+        ----------
+        clients, experts : array_like of int, optional
+            Numbers, in any order; None is all. Neighbours give views of the matrices, and no copies.
+        **changes
+            Arguments to change at once, as in `replace`, of the new shape.
+
+        Raises
+        ------
+        InputError
+            A number is out of range or occurs twice, or a wrong change.
+
+        Examples
+        --------
+        >>> problem = AssignmentProblem([[3.0, 1.0, 2.0], [2.0, 0.5, 1.0]], capacity=[1, 2], load_max=[1, 2, 2])
+        >>> part = problem.restrict(experts=[2, 0])
+        >>> part.desirability.tolist(), part.load_max.tolist()
+        ([[2.0, 3.0], [1.0, 2.0]], [2, 1])
+        """
+        rows = checked_part("clients", clients, self.n_clients)
+        columns = checked_part("experts", experts, self.n_experts)
+        penalty, layers = self.load_penalty, self.layers
+        parts = {
+            "desirability": KnownMatrix(part_of(self.desirability, rows, columns)),
+            "capacity": self.capacity[rows],
+            "min_experts": self.min_experts[rows],
+            "load_min": self.load_min[columns],
+            "load_max": self.load_max[columns],
+            "eligible": None if self.eligible is None else part_of(self.eligible, rows, columns),
+            "load_penalty": penalty if penalty is None or experts is None else penalty.restrict(columns),
+            "budgets": [resource.restrict(rows, columns) for resource in self.budgets],
+            "layers": None if layers is None else layers.restrict(rows, columns),
+            "client_labels": _taken(self.client_labels, rows),
+            "expert_labels": _taken(self.expert_labels, columns),
+        }
+        return self.replace(**(parts | changes))
+
     def blocks(self) -> Iterator[slice]:
         """Slices of clients small enough for a float64 temporary of a block to stay around 4 MiB.
 
@@ -292,80 +342,11 @@ class AssignmentProblem:
         layers = "" if self.layers is None else f", {self.layers.n_layers} layers"
         return (
             f"AssignmentProblem({n} clients x {m} experts, {int(self.slots.sum())} slots, "
-            f"load {_span(self.load_min)}..{_span(self.load_max)}{penalty}{budgets}{layers})"
+            f"load {span(self.load_min)}..{span(self.load_max)}{penalty}{budgets}{layers})"
         )
 
 
-def _span(bounds: IntArray) -> str:
-    low, high = int(bounds.min()), int(bounds.max())
-    return str(low) if low == high else f"[{low}-{high}]"
-
-
-def _penalty(penalty: Any, n_experts: int) -> LoadPenalty | None:
-    if penalty is None:
-        return None
-    if not isinstance(penalty, LoadPenalty):
-        msg = f"load_penalty: is a {type(penalty).__name__}, must be a LoadPenalty or None"
-        raise InputError(msg)
-    if penalty.n_experts != n_experts:
-        msg = f"load_penalty: is of {penalty.n_experts} experts, must be of {n_experts}"
-        raise InputError(msg)
-    return penalty
-
-
-def _budgets(budgets: Any, shape: tuple[int, int]) -> tuple[ResourceBudget, ...]:
-    if isinstance(budgets, ResourceBudget):
-        budgets = (budgets,)
-    checked: dict[str, ResourceBudget] = {}
-    for position, resource in enumerate(budgets):
-        if not isinstance(resource, ResourceBudget):
-            msg = f"budgets[{position}]: is a {type(resource).__name__}, must be a ResourceBudget"
-            raise InputError(msg)
-        if resource.shape != shape:
-            (n, m), (clients, experts) = shape, resource.shape
-            msg = f"budgets[{position}]: is of {clients} clients x {experts} experts, must be of {n} x {m}"
-            raise InputError(msg)
-        if resource.name in checked:
-            msg = f"budgets[{position}]: there is another resource called {resource.name!r}"
-            raise InputError(msg)
-        checked[resource.name] = resource
-    return tuple(checked.values())
-
-
-def _layers(layers: Any, shape: tuple[int, int]) -> ExpertLayers | None:
-    if layers is None:
-        return None
-    if not isinstance(layers, ExpertLayers):
-        msg = f"layers: is a {type(layers).__name__}, must be an ExpertLayers or None"
-        raise InputError(msg)
-    if layers.n_experts != shape[1]:
-        msg = f"layers: is of {layers.n_experts} experts, must be of {shape[1]}"
-        raise InputError(msg)
-    if layers.n_clients not in {None, shape[0]}:
-        msg = f"layers: is of {layers.n_clients} clients, must be of {shape[0]}"
-        raise InputError(msg)
-    return layers
-
-
-def _labels(name: str, labels: Sequence[Hashable] | None, size: int) -> tuple[Hashable, ...] | None:
+def _taken(labels: tuple[Hashable, ...] | None, part: slice | IntArray) -> tuple[Hashable, ...] | None:
     if labels is None:
         return None
-    labels = tuple(labels)
-    if len(labels) != size:
-        msg = f"{name}: has {len(labels)} labels, must be {size}"
-        raise InputError(msg)
-    first: dict[Hashable, int] = {}
-    for position, label in enumerate(labels):
-        if label in first:
-            msg = f"{name}[{position}] = {label!r}: already the label at position {first[label]}"
-            raise InputError(msg)
-        first[label] = position
-    return labels
-
-
-def _refuse_crossed(low_name: str, low: IntArray, high_name: str, high: IntArray) -> None:
-    crossed = low > high
-    if crossed.any():
-        at = int(np.argmax(crossed))
-        msg = f"{low_name}[{at}] = {low[at]}: must be <= {high_name}[{at}] = {high[at]}"
-        raise InputError(msg)
+    return labels[part] if isinstance(part, slice) else tuple(labels[at] for at in part.tolist())

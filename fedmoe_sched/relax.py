@@ -20,11 +20,11 @@ import numpy.typing as npt
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched._elastic import least_relaxation
 from fedmoe_sched._face import rest_of
+from fedmoe_sched._network_explain import Explainer
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
-from fedmoe_sched.explain import Explainer
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule, Status

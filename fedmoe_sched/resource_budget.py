@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched._arrays import FloatArray, as_array, as_matrix, as_vector, read_only, row_blocks, vector_size
+from fedmoe_sched._arrays import (
+    FloatArray,
+    IntArray,
+    as_array,
+    as_matrix,
+    as_vector,
+    read_only,
+    row_blocks,
+    vector_size,
+)
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.errors import InputError
 
@@ -94,6 +103,11 @@ class ResourceBudget:
             return read_only(self.size[clients].astype(np.float64, copy=False))
         spread: FloatArray = np.broadcast_to(self.size, (len(self.budget[clients]), len(self.size)))
         return spread
+
+    def restrict(self, clients: slice | IntArray, experts: slice | IntArray) -> ResourceBudget:
+        """Return what some clients have and some experts take, in this order."""
+        size = self.size[experts] if self.size.ndim == 1 else self.size[clients][:, experts]
+        return ResourceBudget(self.name, size, self.budget[clients])
 
     def pair_sizes(self, clients: Any, experts: Any) -> FloatArray:
         """Return what single pairs take, from parallel arrays of client and expert numbers; float64."""

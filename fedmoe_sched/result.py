@@ -21,7 +21,9 @@ from fedmoe_sched.problem import AssignmentProblem
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from fedmoe_sched.explain import Explainer, Explanation, Sensitivity
+    from fedmoe_sched._budget_explain import BudgetExplainer
+    from fedmoe_sched._network_explain import Explainer
+    from fedmoe_sched.explain import Explanation, Sensitivity
 
 __all__ = ["Bound", "Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
 
@@ -198,6 +200,8 @@ class Schedule:
         Why ``solver="auto"`` picked this backend; empty otherwise.
     message : str
         The backend's own words, where it has any, and what it could not heed.
+    fitness_weight : float or None
+        What a unit of fitness adds to desirability; None where the scores are not made of fitness.
     """
 
     problem: AssignmentProblem
@@ -217,6 +221,7 @@ class Schedule:
     certify_seconds: float = 0.0
     solver_reason: str = ""
     message: str = ""
+    fitness_weight: float | None = None
     _numbers: dict[str, dict[Hashable, int]] = field(default_factory=dict)
 
     @property
@@ -332,32 +337,47 @@ class Schedule:
 
     @cached_property
     def _explainer(self) -> Explainer:
-        from fedmoe_sched.explain import Explainer  # on top of what a schedule is
+        from fedmoe_sched._network_explain import Explainer  # on top of what a schedule is
 
-        return Explainer(self.problem, self._chosen)
+        return Explainer(self.problem, self._chosen, self.prices, self.fitness_weight)
 
-    def explain(self, client: Hashable, expert: Hashable) -> Explanation:
+    @cached_property
+    def _budget_explainer(self) -> BudgetExplainer:
+        from fedmoe_sched._budget_explain import BudgetExplainer
+
+        return BudgetExplainer(self)
+
+    def explain(self, client: Hashable, expert: Hashable, *, time_limit: float = 2.0) -> Explanation:
         """Say why a client trains an expert, or does not, and by how much its desirability would have to change.
 
         Parameters
         ----------
         client, expert : hashable
             Labels where the problem has labels, else numbers.
+        time_limit : float, default 2.0
+            With budgets only: seconds for solving the problem with the decision turned round; 0 to do without.
 
         Returns
         -------
         Explanation
-            Exact, see `fedmoe_sched.explain`. The first question to a schedule prepares the answers to all.
+            Exact, see `fedmoe_sched.explain`. The first question to a schedule prepares the answers to all. With
+            budgets it is a `BudgetExplanation`: exact where the problem with the decision turned round is solved
+            within the time, else between bounds.
 
         Raises
         ------
         InputError
-            There is no such client or expert, the problem has budgets, or the schedule is not optimal.
+            There is no such client or expert; the schedule is not optimal, or with budgets not feasible.
         InfeasibleError, NoAssignmentError
             There is no assignment.
         """
         i = self._number("client", client, self.problem.client_labels, self.problem.n_clients)
         j = self._number("expert", expert, self.problem.expert_labels, self.problem.n_experts)
+        if not time_limit >= 0:
+            msg = f"time_limit = {time_limit}: must be >= 0 seconds"
+            raise InputError(msg)
+        if self.problem.budgets:
+            return self._budget_explainer.explain(i, j, time_limit)
         return self._explainer.explain(i, j)
 
     def sensitivity(self) -> Sensitivity:
@@ -379,9 +399,11 @@ class Schedule:
     def summary(self) -> str:
         """Return the schedule expert by expert: load, bounds, price, and what one more or less place is worth.
 
-        The last column is there for optimal schedules of problems without budgets.
+        What places are worth is there for optimal schedules. With budgets it is bounded by prices, where there are
+        some, and a line for each resource says how much of it is used, and for how many clients an expert does
+        not fit that they have a slot for.
         """
-        from fedmoe_sched.explain import summary_table
+        from fedmoe_sched._summary import summary_table
 
         return summary_table(self)
 

@@ -474,7 +474,9 @@ def plan_summary(
         "stop_reason": str(answer.stop_reason),
         "relaxed": len(answer.relaxed),
         "violations": len(answer.violations),
-        "fitness_given_up": fitness_given_up(fitness, capacity, answer, eligible=eligible),
+        "fitness_given_up": fitness_given_up(
+            fitness, capacity, answer, eligible=eligible, layers=answer.problem.layers
+        ),
         "build_seconds": answer.build_seconds,
         "solve_seconds": answer.solve_seconds,
         "certify_seconds": answer.read_seconds + answer.certify_seconds,

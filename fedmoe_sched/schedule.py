@@ -237,7 +237,7 @@ def schedule(
         certify=certify,
         warm_start=warm_start,
     )
-    return dataclasses.replace(answer, relaxed=relaxed + answer.relaxed) if relaxed else answer
+    return dataclasses.replace(answer, relaxed=relaxed + answer.relaxed, fitness_weight=fitness_weight)
 
 
 def _refuse_bad_options(fitness_weight: float, usage_weight: float, balance: float | None) -> None:

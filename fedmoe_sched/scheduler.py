@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._clients import ClientUpdate, as_client_update, as_client_updates
-from fedmoe_sched._fairness import able_clients, gains, learned_fairness, selected_fairly
+from fedmoe_sched._fairness import gains, learned_fairness, selected_fairly
 from fedmoe_sched._names import check_names
 from fedmoe_sched._scheduler_core import SchedulerCore
+from fedmoe_sched._scheduler_layers import able_clients, own_bounds
 from fedmoe_sched._scheduler_options import ranged_option
 from fedmoe_sched._selecting import learned_selection, selected
 from fedmoe_sched.errors import InputError
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.metrics import jain_index
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import (
@@ -76,6 +78,10 @@ class Scheduler(SchedulerCore):
     fairness : FairnessOptions or mapping of its fields, optional
         What clients and experts are guaranteed over time: who is owed gains fitness for the plan, and goes first
         in a `selection`. It bites where clients compete: with a selection, or with ``fill=False`` and load bounds.
+    layers : ExpertLayers or mapping of its fields, optional
+        Which experts are in which layer, in the order of `experts`, and how many of each layer clients train;
+        bounds of single clients go to `add_client`. A client whose capacity or eligible experts fall short of what
+        its layers demand takes no part in the round, like one of capacity 0.
 
     Raises
     ------
@@ -117,6 +123,7 @@ class Scheduler(SchedulerCore):
         selection: SelectionOptions | Mapping[str, Any] | None = None,
         switching_cost: float | npt.ArrayLike = 0.0,
         fairness: FairnessOptions | Mapping[str, Any] | None = None,
+        layers: ExpertLayers | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             experts,
@@ -140,6 +147,7 @@ class Scheduler(SchedulerCore):
             selection=selection,
             switching_cost=switching_cost,
             fairness=fairness,
+            layers=layers,
         )
 
     def add_client(
@@ -151,6 +159,8 @@ class Scheduler(SchedulerCore):
         eligible: Iterable[Hashable] | None = None,
         fitness: Mapping[Hashable, float] | npt.ArrayLike | None = None,
         rate: float | None = None,
+        layer_min: npt.ArrayLike | None = None,
+        layer_max: npt.ArrayLike | None = None,
     ) -> None:
         """Add a client, or change what is known of one. What is left out stays as it is.
 
@@ -168,6 +178,9 @@ class Scheduler(SchedulerCore):
             Replaces the fitness of the experts that are named.
         rate : float, optional
             In [0, 1]: its own guaranteed share of rounds, in place of `FairnessOptions.client_rate`.
+        layer_min, layer_max : int or array_like of int, shape (G,), optional
+            The fewest and the most experts of each layer that it trains, in place of those that all clients have
+            in common.
 
         Raises
         ------
@@ -184,6 +197,9 @@ class Scheduler(SchedulerCore):
                 raise InputError(msg)
             rate = ranged_option(f"client {name!r}: rate", rate, 0, 1)
         count = None if capacity is None else as_client_update("capacity", capacity).capacity
+        own = own_bounds(
+            name, row, {"layer_min": layer_min, "layer_max": layer_max}, self._options.layers, self._variables
+        )
         values = None
         if fitness is not None:
             values = self._experts.values(f"client {name!r}: fitness", fitness, self._fitness.of([row])[0])
@@ -195,6 +211,7 @@ class Scheduler(SchedulerCore):
             self._fitness.put(row, values)
         if rate is not None:
             self._variables.put_row(row, {"fair_rate": np.array(rate)})
+        self._variables.put_row(row, own)
 
     def plan(
         self, available_clients: Iterable[Hashable] | Mapping[Hashable, int | CapacityProfile | None]
@@ -234,6 +251,9 @@ class Scheduler(SchedulerCore):
             self._refuse_profile_without_cost(names[position], update.profile)
         rows = self._clients.numbers(names)
         capacity, eligible = self._clients.limits(rows, updates, self._options.rules)
+        layers = self._layers_at(rows)
+        if layers is not None:
+            capacity = np.where(able_clients(capacity, eligible, layers), capacity, 0)
         available, new_names, able = len(names), names, able_clients(capacity, eligible)
         if self._options.selection is not None:
             chosen = self._selected(rows, capacity, updates)
@@ -296,27 +316,9 @@ class Scheduler(SchedulerCore):
             seed=seed,
             warm_start=warm_start,
             held=self._held(clients),
+            layers=self.layers_of(clients, capacity),
             **self._options.schedule_arguments(),
         )
-
-    def round_seed(self) -> int:
-        """Return the seed of the round that is open or comes next; >= 0 and < 2**31."""
-        return int(np.random.SeedSequence((self.seed, self._round)).generate_state(1)[0] >> 1)
-
-    def assigned(self) -> dict[Hashable, list[Hashable]]:
-        """Return the experts of each client in the open round, also after `load`.
-
-        Raises
-        ------
-        InputError
-            No round is open.
-        """
-        opened = self._opened_round("assigned")
-        names = self._clients.names
-        return {
-            names[row]: [self.experts[j] for j in opened.experts_at(position)]
-            for position, row in enumerate(opened.clients.tolist())
-        }
 
     def report(
         self,
@@ -425,7 +427,12 @@ class Scheduler(SchedulerCore):
         work = np.bincount(reports.experts, weights=reports.samples, minlength=m)
         seconds = np.where(reports.answered, reports.seconds, np.nan)
         speeds = self._clients.learned_speeds(
-            opened.clients, opened.pairs, seconds, self._options.rules, self._options.correction_rate
+            opened.clients,
+            opened.pairs,
+            seconds,
+            self._options.rules,
+            self._options.correction_rate,
+            self._layers_at(opened.clients),
         )
         variables = self._variables.checked(self.learned_variables(opened, reports))
         if self._options.selection is not None:
@@ -473,14 +480,6 @@ class Scheduler(SchedulerCore):
             Whole new arrays, of the shape that `variable` returns; what is left out stays as it is.
         """
         return {}
-
-    def cancel_round(self) -> None:
-        """Drop the open round and its reports, as if it had not been planned; new clients stay known.
-
-        Planning the same clients again gives the same plan.
-        """
-        self._opened_round("cancel_round")
-        self._open = None
 
     # Private parts ---------------------------------------------------------------------------------------------
 

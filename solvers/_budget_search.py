@@ -257,22 +257,14 @@ class Search:
         problem, some = self.problem, self.held[clients]
         outside = self.held.sum(axis=0) - some.sum(axis=0)
         experts = np.flatnonzero(some.any(axis=0) | (problem.load_max > outside))
-        part = AssignmentProblem(
-            problem.desirability[np.ix_(clients, experts)],
-            problem.capacity[clients],
-            min_experts=problem.min_experts[clients],
+        part = problem.restrict(
+            clients,
+            experts,
             load_min=np.maximum(problem.load_min - outside, 0)[experts],
             load_max=np.maximum(problem.load_max - outside, 0)[experts],
             eligible=self._kept()[np.ix_(clients, experts)],
-            budgets=[_part(resource, clients, experts) for resource in problem.budgets],
         )
         return _solve(part, seconds), experts
-
-
-def _part(
-    resource: ResourceBudget, clients: npt.NDArray[np.int64], experts: npt.NDArray[np.int64]
-) -> ResourceBudget:
-    return ResourceBudget(resource.name, resource.sizes_of(clients)[:, experts], resource.budget[clients])
 
 
 def _solve(problem: AssignmentProblem, seconds: float | None) -> Answer:

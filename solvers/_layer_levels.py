@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, KnownMatrix
+from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._layers import layer_bounds, layers_of
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.expert_layers import ExpertLayers
-from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._layer_kernels import (
     exchange_costs_layered,
@@ -157,36 +156,16 @@ class LayeredLevel(Level):
 def split_layers(problem: AssignmentProblem) -> list[AssignmentProblem]:
     """Return the problem of every layer, for layers that do not interact."""
     bounds = _Tight.of(problem)
-    problems = []
-    for layer, experts in enumerate(layers_of(problem).members):
-        columns = _as_slice(experts)
-        penalty = problem.load_penalty
-        problems.append(
-            AssignmentProblem(
-                KnownMatrix(problem.desirability[:, columns]),
-                bounds.high[:, layer],
-                min_experts=bounds.low[:, layer],
-                load_min=problem.load_min[experts],
-                load_max=problem.load_max[experts],
-                eligible=None if problem.eligible is None else problem.eligible[:, columns],
-                load_penalty=None if penalty is None else _penalty_of(penalty, experts),
-            )
+    return [
+        problem.restrict(
+            experts=experts,
+            capacity=bounds.high[:, layer],
+            min_experts=bounds.low[:, layer],
+            layers=None,
+            client_labels=None,  # of no use here, and checked anew for every layer
         )
-    return problems
-
-
-def _as_slice(experts: IntArray) -> slice | IntArray:
-    """Return neighbours as a slice, which makes a view and no copy."""
-    first, last = int(experts[0]), int(experts[-1])
-    return slice(first, last + 1) if last - first + 1 == len(experts) else experts
-
-
-def _penalty_of(penalty: LoadPenalty, experts: IntArray) -> LoadPenalty:
-    """Return the penalties of some experts."""
-    sizes = np.diff(penalty.indptr)[experts]
-    ends = np.cumsum(sizes)
-    at = np.arange(ends[-1]) + np.repeat(penalty.indptr[experts] - (ends - sizes), sizes)
-    return LoadPenalty(np.append(0, ends), penalty.start[at], penalty.value[at], penalty.slope[at])
+        for layer, experts in enumerate(layers_of(problem).members)
+    ]
 
 
 def join_layers(problem: AssignmentProblem, parts: list[Assignment]) -> Assignment:

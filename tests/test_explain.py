@@ -1,5 +1,6 @@
 """Explanations and sensitivities, against solving anew with a pair turned round, or a bound moved by one."""
 
+import itertools
 import math
 import re
 
@@ -7,9 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import brute_force, contended, layer_range, layered, tiny_problems
 
-from fedmoe_sched import AssignmentProblem, InfeasibleError, InputError, ResourceBudget, Status, schedule, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    ExpertLayers,
+    InfeasibleError,
+    InputError,
+    ResourceBudget,
+    Status,
+    schedule,
+    solve,
+)
 from fedmoe_sched.load_penalty import LoadPenalty
+from fedmoe_sched.policies import make_policy
 
 SOLVER = "flow-networkx"  # exact on whole numbers
 
@@ -105,6 +117,84 @@ def test_sensitivities_are_what_one_unit_of_a_bound_is_worth(problem):
             assert worth.min_experts[i] == pytest.approx(gain(min_experts=problem.min_experts - one), abs=1e-9)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    problem=tiny_problems(penalised=True)
+    | tiny_problems(with_layers=True)
+    | st.builds(contended, st.integers(0, 2**20))
+    | st.builds(layered, st.integers(0, 2**20), penalised=st.booleans())
+)
+def test_what_brings_a_pair_in_does_so_in_every_optimum(problem):
+    answer = solve(problem)
+    if answer.status is Status.INFEASIBLE:
+        return
+    held, (n, m) = answer.pairs.mask(), problem.shape
+    for i, j in np.argwhere(~held).tolist():
+        found = answer.explain(i, j)
+        if not found.eligible:
+            assert found.brought_in_by == ()
+            continue
+        counts = {"capacity": held[i].sum(), "load_max": held[:, j].sum()}
+        most = {"capacity": problem.capacity[i], "load_max": problem.load_max[j]}
+        if problem.layers is not None:
+            layer = problem.layers.layer_of[j]
+            counts["layer_max"] = held[i][problem.layers.layer_of == layer].sum()
+            most["layer_max"] = layer_range(problem, i, layer)[1]
+        full = [name for name in counts if counts[name] == most[name]]
+        enough, close = [], False
+        for size in range(1, len(full) + 1):
+            for bounds in itertools.combinations(full, size):
+                wide = widened(problem, i, j, bounds)
+                eligible = np.ones((n, m), dtype=bool) if wide.eligible is None else wide.eligible.copy()
+                eligible[i, j] = False
+                without = brute_force(wide.replace(eligible=eligible))
+                gain = math.inf if without is None else brute_force(wide) - without
+                close |= 0 < gain < 1e-9  # whether that is a tie is a matter of rounding
+                if gain >= 1e-9 and not any(set(known) <= set(bounds) for known in enough):
+                    enough.append(bounds)
+        if not close:
+            assert list(found.brought_in_by) == enough, (i, j)
+            assert str(found).count("would bring it in") == len(enough)
+
+
+def widened(problem, client, expert, bounds):
+    """The problem with some bounds of a pair wider by one."""
+    (n, m), changes = problem.shape, {}
+    if "capacity" in bounds:
+        changes["capacity"] = problem.capacity + np.eye(n, dtype=int)[client]
+    if "load_max" in bounds:
+        changes["load_max"] = problem.load_max + np.eye(m, dtype=int)[expert]
+    if "layer_max" in bounds:
+        layers = problem.layers
+        high = np.array([[layer_range(problem, i, g)[1] for g in range(layers.n_layers)] for i in range(n)])
+        high[client, layers.layer_of[expert]] += 1
+        changes["layers"] = ExpertLayers(layers.layer_of, layers.layer_min, high)
+    return problem.replace(**changes)
+
+
+def test_margins_in_units_of_fitness():
+    """Desirability is twice the fitness: a margin of 0.2 is 0.1 of fitness."""
+    rules = {"usage": [1, 1], "capacity": 1, "load_max": [1, 2], "balance": None, "usage_weight": 0}
+    fitness = [[0.9, 0.5], [0.8, 0.5]]
+    answer = schedule(fitness, fitness_weight=2.0, **rules)
+    why_not, why = answer.explain(1, 0), answer.explain(0, 0)
+    assert (why_not.chosen, why.chosen) == (False, True)
+    assert (why_not.margin, why_not.fitness_change) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert (why.margin, why.fitness_change) == (pytest.approx(0.2), pytest.approx(-0.1))
+    assert "would have to rise (its fitness by +0.1)\n" in str(why_not)
+    assert "would have to fall (its fitness by -0.1)\n" in str(why)
+    for change, chosen in ((0.101, True), (0.099, False)):
+        better = [fitness[0], [0.8 + change, 0.5]]
+        assert (0 in schedule(better, fitness_weight=2.0, **rules).experts_of(1)) == chosen
+    assert math.isinf(schedule(fitness, fitness_weight=0, **rules).explain(1, 0).fitness_change)
+    against = schedule(fitness, fitness_weight=-1.0, **rules | {"load_max": [2, 1]})
+    assert against.experts_by_client() == {0: [1], 1: [0]}
+    assert against.explain(1, 1).fitness_change == pytest.approx(-0.1)
+    assert solve(answer.problem).explain(1, 0).fitness_change is None
+    assert make_policy("fedmix", 2).plan(["a"]).fitness_weight is None
+    assert make_policy("greedy", 2).plan(["a"]).fitness_weight == 1.0
+
+
 def by_hand():
     """Two places at x for three clients: anna and ben gain 4 and 3 by x over y, carl only 1."""
     rows = [[5.0, 1.0], [4.0, 1.0], [3.0, 2.0]]
@@ -120,12 +210,16 @@ def test_an_explanation_by_hand():
     # Carl would take the place of ben, who gains 3 by it, to gain 1.
     assert (why_not.chosen, why_not.margin, why_not.instead) == (False, 2.0, ("y",))
     assert str(why_not) == (
-        "client 'carl' and expert 'x' (desirability 3): not chosen; with it in place of expert 'y' the objective "
-        "would be 2 less: so much its desirability would have to rise\n"
+        f"client 'carl' and expert 'x' (desirability 3, price {answer.prices[0]:.6g}): not chosen; with it in "
+        "place of expert 'y' the objective would be 2 less: so much its desirability would have to rise\n"
         "  client 'carl' trains 1 expert, as many as it can\n"
         "  client 'carl' trains 1 expert, the fewest it must\n"
-        "  expert 'x' has 2 clients, the most it may; one more place is worth 1"
+        "  expert 'x' has 2 clients, the most it may; one more place is worth 1\n"
+        "  one more place at expert 'x' would bring it in"
     )
+    assert why_not.brought_in_by == (("load_max",),)
+    # Ben would gain 1 by a second expert: y has room, so that more places change nothing.
+    assert answer.explain("ben", "y").brought_in_by == (("capacity",),)
     why = answer.explain("ben", "x")
     assert (why.chosen, why.margin, why.instead) == (True, 2.0, ("y",))  # carl would have the place
     worth = answer.sensitivity()
@@ -159,8 +253,9 @@ def test_what_cannot_be_explained():
     assert "worth" not in bad.summary()
     with pytest.raises(InputError, match="client = 7: there is no client of that name"):
         by_hand().explain(7, "x")
+    with pytest.raises(InputError, match="time_limit = -1: must be >= 0 seconds"):
+        by_hand().explain("ben", "x", time_limit=-1)
     budget = ResourceBudget("memory", [1.0, 1.0], [1.0])
     answer = solve(AssignmentProblem([[1.0, 2.0]], 2, budgets=[budget]), "milp-scipy")
     with pytest.raises(InputError, match="problem: has budgets"):
-        answer.explain(0, 0)
-    assert "expert" in answer.summary()
+        answer.sensitivity()

@@ -142,12 +142,7 @@ def test_a_warm_start_reaches_the_same_optimum(kind):
 def test_a_warm_start_takes_clients_that_left_or_joined():
     problem = problem_of("plain")
     before = solve(problem, "exact")
-    fewer = problem.replace(
-        desirability=problem.desirability[1000:],
-        capacity=problem.capacity[1000:],
-        min_experts=problem.min_experts[1000:],
-        load_min=0,
-    )
+    fewer = problem.restrict(np.arange(1000, CLIENTS), load_min=0)
     more = clustered(CLIENTS + 2000, EXPERTS, seed=1)
     for changed in (fewer, more):
         warm = solve(changed, "exact", warm_start=before)

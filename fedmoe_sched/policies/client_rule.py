@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Final
@@ -25,6 +26,7 @@ CLIENT_BY_CLIENT: Final[Mapping[str, Any]] = {
     "usage_weight": 0.0,
     "fitness_weight": 1.0,
     "switching_cost": 0.0,
+    "layers": None,
 }
 
 
@@ -87,7 +89,8 @@ class ClientRule(RulePolicy, ABC):
         """Choose, and leave nothing else to the backend."""
         open_ = np.ones(fitness.shape, dtype=np.bool_) if eligible is None else eligible
         scores, chosen = self.choose(fitness, capacity, open_, clients=clients, seed=seed)
-        return super().decide(scores, usage, capacity, chosen, clients=clients, seed=seed, warm_start=warm_start)
+        answer = super().decide(scores, usage, capacity, chosen, clients=clients, seed=seed, warm_start=warm_start)
+        return dataclasses.replace(answer, fitness_weight=None)  # the scores are the rule's own
 
 
 def best_pairs(scores: FloatArray, most: IntArray, eligible: BoolArray, *, seed: int) -> BoolArray:

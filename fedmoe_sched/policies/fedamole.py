@@ -56,7 +56,7 @@ class FedAmolePolicy(RulePolicy):
         Raise where the degrees exclude one another, instead of relaxing them.
     **options
         Those of `fedmoe_sched.Scheduler`; ``balance=None``, no `load_min` or `load_max`, ``fill=False``,
-        ``usage_weight=0``, ``fitness_weight=1`` and no `switching_cost` are fixed.
+        ``usage_weight=0``, ``fitness_weight=1``, no `switching_cost` and no `layers` are fixed.
 
     Raises
     ------
@@ -81,6 +81,7 @@ class FedAmolePolicy(RulePolicy):
         "usage_weight": 0.0,
         "fitness_weight": 1.0,
         "switching_cost": 0.0,
+        "layers": None,
     }
     needs_exact: ClassVar[bool] = True
 

@@ -13,6 +13,7 @@ from fedmoe_sched._scheduler_options import real_option
 from fedmoe_sched._variables import StateVariable
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.policies.base import RulePolicy
+from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.rounds import OpenRound, RoundReports
 
@@ -125,8 +126,9 @@ class FlexMoePolicy(RulePolicy):
         """Add the deficits to the fitness, and solve."""
         m = len(self.experts)
         if self.target is None:
-            open_ = m if eligible is None else eligible.sum(axis=1)
-            mean_load = float(np.minimum(capacity, open_).sum()) / m
+            layers = self.layers_of(clients, capacity)
+            slots = AssignmentProblem(fitness, capacity, eligible=eligible, layers=layers).slots
+            mean_load = float(slots.sum()) / m
         else:
             mean_load = float(self.target.mean())
         bonus = self.deficit_weight * self.deficit / mean_load if mean_load > 0 else np.zeros(m)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -101,25 +101,12 @@ def _flow(problem: AssignmentProblem, limits: Limits) -> Answer:
     return engine.read(flow)
 
 
-def _rows(problem: AssignmentProblem, rows: Ints, **changes: Any) -> AssignmentProblem:
-    """Return the problem of some clients."""
-    arguments: dict[str, Any] = {
-        "capacity": problem.capacity[rows],
-        "min_experts": problem.min_experts[rows],
-        "load_min": problem.load_min,
-        "load_max": problem.load_max,
-        "eligible": None if problem.eligible is None else problem.eligible[rows],
-    }
-    return AssignmentProblem(problem.desirability[rows], **(arguments | changes))
-
-
 def _sampled(problem: AssignmentProblem, size: int, rng: np.random.Generator) -> AssignmentProblem:
     """Return the problem of a random sample of the clients, with load bounds in proportion."""
     n = problem.n_clients
     rows = np.sort(rng.choice(n, size, replace=False))
     load_max = np.minimum(problem.load_max, n)
-    return _rows(
-        problem,
+    return problem.restrict(
         rows,
         load_min=np.floor(problem.load_min * (size / n)).astype(np.int64),
         load_max=np.ceil(load_max * (size / n)).astype(np.int64),
@@ -148,8 +135,7 @@ def _flow_on_undecided(
     if (loads > problem.load_max).any():
         return None
     taken = sure.sum(axis=1)
-    rest = _rows(
-        problem,
+    rest = problem.restrict(
         undecided,
         capacity=problem.slots[undecided] - taken,
         min_experts=np.maximum(problem.min_experts[undecided] - taken, 0),
