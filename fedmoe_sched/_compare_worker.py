@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedmoe_sched.certify import dual_bound
 from fedmoe_sched.instances import clustered, load_problem
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.registry import get_solver, register_solver
+from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import Schedule
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Capability, Limits, Solver
@@ -63,7 +66,7 @@ def run(request: Request) -> dict[str, Any]:
         register_solver(request.solver, request.path)
     problem = load_problem(request.problem)
     backend, _ = get_solver(request.solver, problem)
-    _warm_up(backend)
+    _warm_up(backend, budgets=bool(problem.budgets))
     limits = request.limits
     if Capability.TIME_LIMIT not in backend.capabilities:
         limits = dataclasses.replace(limits, time=None)  # the parent's clock is the only limit it has
@@ -85,9 +88,11 @@ def _enough(seconds: float, limit: float | None) -> bool:
     return limit is not None and seconds >= limit
 
 
-def _warm_up(backend: Solver[Any]) -> None:
-    """Solve a tiny problem first: importing an engine is not part of anyone's solve time."""
+def _warm_up(backend: Solver[Any], *, budgets: bool) -> None:
+    """Solve a tiny problem first: importing an engine and loading kernels are not part of anyone's solve time."""
     tiny = clustered(6, 3).replace(load_min=0)
+    if budgets:
+        tiny = tiny.replace(budgets=[ResourceBudget("memory", np.array([1.0, 2.0, 3.0]), np.full(6, 3.0))])
     for problem in (tiny, tiny.replace(capacity=1, load_max=6)):  # some take one expert per client only
         if backend.supports(problem) is None:
             solve(problem, backend, limits=Limits(time=10.0))

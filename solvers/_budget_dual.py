@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
 from fedmoe_sched.solvers._knapsack_kernels import multipliers, respond
 from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs, incidence, unit_scores
 
-__all__ = ["Clients", "Dual", "climb", "linear_relaxation"]
+__all__ = ["Clients", "Dual", "Relaxation", "climb", "linear_relaxation"]
 
 _MARGIN = 5e-10  # of a budget: half of what the certificate forgives
 _MOST_UNITS, _UNITS = 20_000, 2_000  # of a budget, in tables
@@ -99,8 +99,8 @@ class Dual:
     Parameters
     ----------
     prices : ndarray, shape (m,)
-    multipliers : ndarray, shape (n,)
-        Worth of a client's budgets, those of several resources as one.
+    multipliers : ndarray, shape (R, n)
+        Worth of a client's budgets.
     bound : float
     worth : ndarray, shape (n,)
         Of it, what each client's knapsack contributes.
@@ -120,17 +120,24 @@ class Dual:
             prices, chosen, worth,
         )  # fmt: skip
         loads = clients.load_max * np.maximum(prices, 0) - clients.load_min * np.maximum(-prices, 0)
-        return cls(prices, np.zeros(len(worth)), float(worth.sum() + loads.sum()), worth), chosen
+        return cls(
+            prices, np.zeros((len(clients.size), len(worth))), float(worth.sum() + loads.sum()), worth
+        ), chosen
 
     def reduced(self, clients: Clients) -> Floats:
         """Return scores less prices and what the budgets used are worth; shape (n, m), -inf where not possible."""
-        costs = self.multipliers[:, None] * clients.size.sum(axis=0)
-        reduced: Floats = clients.gain - self.prices - costs
-        return reduced
+        return _reduced(clients, self.prices, self.multipliers)
 
-    def estimate(self, clients: Clients) -> Dual:
-        """Bring the multipliers up to date with the prices."""
-        multipliers(clients.gain, clients.size, clients.least, clients.most, self.prices, self.multipliers)
+    def estimate(self, clients: Clients, known: Floats | None = None) -> Dual:
+        """Choose multipliers: known ones, or those that suit the prices, with all resources of a client as one."""
+        found = np.empty(len(clients.gain))
+        multipliers(clients.gain, clients.size, clients.least, clients.most, self.prices, found)
+        self.multipliers = np.tile(found, (len(clients.size), 1))
+        if known is not None:
+            better = _relaxed_worth(clients, self.prices, known) < _relaxed_worth(
+                clients, self.prices, self.multipliers
+            )
+            self.multipliers[:, better] = known[:, better]
         return self
 
     def keep(self, clients: Clients, value: float) -> npt.NDArray[np.bool_]:
@@ -140,18 +147,42 @@ class Dual:
         same costs that much of the bound.
         """
         reduced = self.reduced(clients)
-        relaxed = self.multipliers * len(clients.size) + np.where(reduced > 0, reduced, 0.0).sum(axis=1)
+        relaxed = _relaxed_worth(clients, self.prices, self.multipliers)
         slack = self.bound - self.worth + relaxed - (value + (1 - 1e-6) * clients.whole)
         kept: npt.NDArray[np.bool_] = np.isfinite(reduced) & (-reduced <= slack[:, None] + 1e-9 * abs(self.bound))
         return kept
 
 
-def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> Any:
-    """Solve the linear relaxation by SciPy's HiGHS.
+def _reduced(clients: Clients, prices: Floats, worth: Floats) -> Floats:
+    reduced = clients.gain - prices
+    for each, size in zip(worth, clients.size, strict=True):
+        reduced -= each[:, None] * size
+    return reduced
+
+
+def _relaxed_worth(clients: Clients, prices: Floats, worth: Floats) -> Floats:
+    """Bound each client's knapsack by multipliers of its budgets; shape (n,)."""
+    bound: Floats = worth.sum(axis=0) + np.maximum(_reduced(clients, prices, worth), 0.0).sum(axis=1)
+    return bound
+
+
+class Relaxation(NamedTuple):
+    """Solution of the linear relaxation.
+
+    Prices, shape (m,), multipliers of the budgets, shape (R, n), and shares of the pairs, shape (n, m).
+    """
+
+    prices: Floats
+    multipliers: Floats
+    shares: Floats
+
+
+def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tuple[Relaxation | None, bool]:
+    """Solve the linear relaxation by the interior point method of SciPy's HiGHS, and go to a vertex.
 
     Returns
     -------
-    prices : ndarray, shape (m,), or None
+    relaxation : Relaxation or None
         None where time ran out.
     infeasible : bool
     """
@@ -185,7 +216,7 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> Any:
         A_eq=rows[n + fixed] if len(fixed) else None,
         b_eq=bounds.expert_max[fixed] if len(fixed) else None,
         bounds=(0, 1),
-        method="highs-ds",
+        method="highs-ipm",
         options=options,
     )
     if found.status != 0:
@@ -194,7 +225,13 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> Any:
     prices[fixed] = -found.eqlin.marginals
     prices[capped] = found.ineqlin.marginals[len(capped) : 2 * len(capped)]
     prices[capped] -= found.ineqlin.marginals[: len(capped)]
-    return prices * unit, False
+    shares = np.zeros(problem.shape)
+    shares[pairs.clients, pairs.experts] = found.x
+    worth = np.zeros((len(problem.budgets), n))
+    worth[budgets.resources, budgets.clients] = -found.ineqlin.marginals[-len(budgets.limits) or size :]
+    for row, limit in enumerate(budgets.limits):  # of a whole budget, not of a unit of it
+        worth[budgets.resources[row], budgets.clients[row]] *= limit
+    return Relaxation(prices * unit, worth * unit, shares), False
 
 
 def climb(clients: Clients, start: Dual, value: float, steps: int, seconds: float) -> Dual:

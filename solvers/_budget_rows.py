@@ -40,6 +40,8 @@ class BudgetRows(NamedTuple):
     pairs: list[npt.NDArray[np.int64]]  # of each row: numbers of pairs
     coefficients: list[npt.NDArray[np.float64]]
     limits: list[float]
+    clients: list[int]
+    resources: list[int]  # numbers of them
 
     def matrix(self, n_pairs: int) -> csr_array[Any, Any]:
         """Return the rows as a sparse matrix of shape (rows, n_pairs)."""
@@ -68,9 +70,9 @@ def budget_rows(problem: AssignmentProblem, pairs: Pairs, *, whole: bool) -> Bud
     -------
     BudgetRows
     """
-    rows = BudgetRows([], [], [])
+    rows = BudgetRows([], [], [], [], [])
     starts = np.searchsorted(pairs.clients, np.arange(problem.n_clients + 1))
-    for resource in problem.budgets:
+    for number, resource in enumerate(problem.budgets):
         sizes = resource.pair_sizes(pairs.clients, pairs.experts)
         for client in np.flatnonzero(np.isfinite(resource.budget)).tolist():
             numbers = np.arange(starts[client], starts[client + 1])
@@ -84,6 +86,8 @@ def budget_rows(problem: AssignmentProblem, pairs: Pairs, *, whole: bool) -> Bud
             rows.pairs.append(numbers)
             rows.coefficients.append(coefficients.astype(np.float64))
             rows.limits.append(limit)
+            rows.clients.append(client)
+            rows.resources.append(number)
     return rows
 
 

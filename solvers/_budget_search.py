@@ -1,9 +1,11 @@
-"""The search for answers to problems with budgets: locally first, then by integer programs of some clients."""
+"""The search for answers to problems with budgets: prices, a first answer, then some clients anew at a time."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,27 +18,28 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
-from fedmoe_sched.solvers._budget_dual import Clients, Dual, climb, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
 from fedmoe_sched.solvers.flow_ortools import OrToolsFlow
 from fedmoe_sched.solvers.milp_scipy import SciPyMILP
 
 __all__ = ["Search", "load_kernels"]
 
-_SMALL = 600  # possible pairs up to which the integer program is tried first
-_STALLED = 20  # neighbourhoods without a better answer before a try at the whole integer program
-_HELD = 50  # pairs that a first neighbourhood holds
-_MOMENT = 0.03  # seconds of local search where the integer program is quick
+_STALLED = 100  # parts without a better answer before a try at the integer program of all clients
+_SHARE = 0.2  # of the time left, for such a try
+_FILL = 0.15  # of the time left, for an answer from the linear relaxation
+_DESCENT, _FIRST = 0.02, 0.25  # of it, for local search with and without an answer
 _NEAR = 8  # clients of an expert that the local search looks at
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
-_PATIENCE = 0.03  # of the time limit, for one neighbourhood
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _STEPS = 300  # on the way to better prices
 
 Mask = npt.NDArray[np.bool_]
 
 
+@functools.cache
 def load_kernels() -> None:
     """Call every kernel once: it is loaded from disk then, or compiled."""
     tiny = AssignmentProblem(
@@ -44,7 +47,8 @@ def load_kernels() -> None:
     )
     search = Search(tiny, Limits(time=1.0))
     search.price(np.zeros(2))
-    search.descend(0.0)
+    search.descend(0.0, 0.0)
+    Parts(search.clients, search.dual, np.zeros((2, 2), dtype=np.int8), search.random, lambda: 1.0).improve()
 
 
 @dataclass(eq=False)
@@ -73,7 +77,8 @@ class Search:
     def __post_init__(self) -> None:
         self.clients = Clients.of(self.problem)
         self.random = np.random.default_rng(self.limits.seed)
-        self.dual = Dual(np.zeros(self.problem.n_experts), np.zeros(self.problem.n_clients), math.inf, np.zeros(0))
+        self.relaxed: Relaxation | None = None
+        self.dual = Dual(np.zeros(self.problem.n_experts), np.zeros((1, 1)), math.inf, np.zeros(0))
 
     def left(self, share: float = 1.0) -> float:
         """Return a part of the seconds that are left."""
@@ -98,13 +103,7 @@ class Search:
         -------
         Answer
         """
-        feasible = self.price(prices)
-        small = np.isfinite(self.clients.gain).sum() <= _SMALL
-        if feasible:
-            self.descend(_MOMENT if small else self.left(0.1))
-        if feasible and not self.proved:
-            feasible = self.improve(small=bool(small))
-        if not feasible:
+        if not (self.price(prices) and self.improve()):
             return Answer(StopReason.PROVED_INFEASIBLE)
         assignment = None if self.held is None else Assignment.from_mask(self.held)
         bound = self.claim if math.isfinite(self.claim) else None
@@ -118,18 +117,25 @@ class Search:
         forced = self.clients.load_min > 0
         start[forced] = np.sort(gain[:, forced], axis=0)[-2:].mean(axis=0)
         if np.isfinite(self.clients.gain).any():
-            relaxed, infeasible = linear_relaxation(self.problem, self.left(0.4) + 1e-3)
+            self.relaxed, infeasible = linear_relaxation(self.problem, self.left(0.4) + 1e-3)
             if infeasible:
                 return False
-            start = relaxed if relaxed is not None else start if prices is None else prices
+            if self.relaxed is not None:
+                start = self.relaxed.prices
+            elif prices is not None:
+                start = prices
         self.dual = Dual.at(self.clients, start)[0]
         if math.isfinite(self.dual.bound):
             target = self.dual.bound - _TARGET * abs(self.dual.bound)
-            self.dual = climb(self.clients, self.dual, target, _STEPS, self.left(0.1)).estimate(self.clients)
+            self.dual = climb(self.clients, self.dual, target, _STEPS, self.left(0.1))
+            self.dual.estimate(self.clients, None if self.relaxed is None else self.relaxed.multipliers)
         return True
 
-    def descend(self, seconds: float) -> None:
-        """Search locally, from the best assignment of the network around the budgets."""
+    def descend(self, seconds: float, first: float) -> None:
+        """Search locally, from the best assignment of the network around the budgets.
+
+        So many seconds after there is an answer, but no more than `first` for it.
+        """
         reduced = self.dual.reduced(self.clients)
         current = self._start(reduced)
         if current is None:
@@ -137,16 +143,16 @@ class Search:
         order = np.argsort(-reduced, axis=0, kind="stable")[:_NEAR].T
         near = np.where(np.isfinite(np.take_along_axis(reduced.T, order, axis=1)), order, -1)
         worth_of = self.dual.multipliers
-        floor = np.tile(np.maximum(worth_of, 1e-3 * max(float(worth_of.max()), 1e-9)), (len(self.clients.size), 1))
+        floor = np.maximum(worth_of, 1e-3 * max(float(worth_of.max()), 1e-9))
         price, best, record, seed = 1.5 * floor, np.zeros_like(current), -math.inf, self.limits.seed
-        end = time.perf_counter() + seconds
+        began = time.perf_counter()
         while True:
             record = shift_search(
                 self.clients.gain, self.clients.size, near, self.clients.least, self.clients.most, price, floor,
                 current, best, record, _EFFORT, seed,
             )  # fmt: skip
             seed += 1
-            if time.perf_counter() >= end:
+            if time.perf_counter() - began >= (first if record == -math.inf else seconds):
                 break
         if record > -math.inf:
             self.adopt(Assignment.from_mask(best.astype(np.bool_)))
@@ -168,36 +174,79 @@ class Search:
         if value > self.worth:
             self.held, self.worth = assignment.mask(), value
 
-    def improve(self, *, small: bool) -> bool:
-        """Improve the answer and try to prove it; return False if there is none."""
+    def improve(self) -> bool:
+        """Find answers and try to prove them; return False if there is none."""
         limited = self.limits.time is not None
-        if small and not self.try_all(self.left(0.3) if limited else None):
-            return False
-        if not small and not self.proved:
-            self.solve(self._promising(), self.left(0.25))
-        number, stalled = self._first_size(), 0
-        while self.left() > 0 and not self.proved:
-            if self.held is None or stalled >= _STALLED:
-                stalled = 0
-                if not self.try_all(self.left(0.9 if self.held is None else 0.4)):
-                    return False
+        parts = self._start_parts()
+        while parts is None and self.left() > 0:
+            if not self.try_all(self.left(0.5)):
+                return False
+            if self.held is not None:
+                parts = self._parts(self.held.astype(np.int8), self.left)
             else:
-                before = self.worth
-                number = self._neighbourhood(number)
-                stalled = stalled + 1 if self.worth == before else 0
+                self.descend(0.0, self.left(0.5))
+        if parts is not None:
+            self._follow(parts)
+        since = 0
+        while parts is not None and self.left() > 0 and not self.proved:
+            gained, slack = parts.improve()
+            since = 0 if gained > 0.0 else since + 1
+            if gained > 0.0:
+                self._follow(parts)
+            self.claim = min(self.claim, self.clients.round_down(parts.worth + slack))
+            if (since >= _STALLED or parts.exhausted) and not self.proved:
+                since = 0
+                self.try_all(self.left(0.9 if parts.exhausted else _SHARE))
+                if self.worth > parts.worth:
+                    assert self.held is not None
+                    parts.restart(self.held.astype(np.int8))
         return self.proved or limited or self.try_all(None)
+
+    def _follow(self, parts: Parts) -> None:
+        if parts.worth > self.worth:
+            self.held, self.worth = parts.held > 0, parts.worth
+
+    def _parts(self, held: npt.NDArray[np.int8], left: Callable[[], float]) -> Parts:
+        return Parts(self.clients, self.dual, held, self.random, left)
+
+    def _start_parts(self) -> Parts | None:
+        """Return a first answer: from the linear relaxation, by local search, or from one with more room."""
+        parts = self._filled(self.relaxed, _FILL)
+        if parts is not None:
+            return parts
+        self.descend(self.left(_DESCENT), self.left(_FIRST))
+        if self.held is not None:
+            return self._parts(self.held.astype(np.int8), self.left)
+        if self.relaxed is not None:
+            parts = self._filled(linear_relaxation(self._roomy(self.relaxed), self.left(0.3))[0], 0.3)
+        return parts
+
+    def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
+        """Round a linear relaxation, and place what is missing; None where that fails."""
+        if relaxed is None:
+            return None
+        end = self.left(1 - share)
+        parts = self._parts(rounded(self.clients, relaxed.shares), lambda: self.left() - end)
+        if not parts.fill():
+            return None
+        parts.left = self.left
+        return parts
+
+    def _roomy(self, relaxed: Relaxation) -> AssignmentProblem:
+        """Return the problem with budgets less by half of what a client's experts take on average."""
+        count = np.maximum(relaxed.shares.sum(axis=1), 1.0)
+        taken = (self.clients.size * relaxed.shares).sum(axis=2) / count
+        return self.problem.replace(
+            budgets=[
+                ResourceBudget(one.name, one.sizes_of(np.arange(len(count))), one.budget * (1 - 0.5 * part))
+                for one, part in zip(self.problem.budgets, taken.clip(0.0, 1.0), strict=True)
+            ]
+        )
 
     def _kept(self) -> Mask:
         if self.held is None or not math.isfinite(self.dual.bound):
             return np.isfinite(self.clients.gain)
         return self.dual.keep(self.clients, self.worth)
-
-    def _promising(self) -> Mask:
-        """Return the pairs of each expert with its most promising clients."""
-        reduced = self.dual.reduced(self.clients)
-        least = np.sort(reduced, axis=0)[-min(len(reduced), _NEAR // 2)]
-        mask: Mask = self._kept() & ((reduced >= least) | (reduced > 0))
-        return mask
 
     def try_all(self, seconds: float | None) -> bool:
         """Solve the integer program of all pairs that matter; return False if no assignment exists."""
@@ -225,46 +274,6 @@ class Search:
         answer = _solve(self.problem.replace(eligible=pairs), seconds)
         self.adopt(answer.assignment)
         return answer
-
-    def _first_size(self) -> int:
-        """Return how many clients hold so many pairs as suit an integer program."""
-        mean = 1.0 if self.held is None else max(1.0, self.held.sum() / len(self.held))
-        return min(self.problem.n_clients, max(2, math.ceil(_HELD / mean)))
-
-    def _neighbourhood(self, number: int) -> int:
-        """Solve for some clients, all others fixed; return how many to take next time."""
-        assert self.held is not None
-        n = self.problem.n_clients
-        clients = np.sort(self.random.choice(n, number, replace=False))
-        patience = min(self.left(), max(0.2, _PATIENCE * (self.limits.time or _UNLIMITED)))
-        began = time.perf_counter()
-        if number == n:
-            self.try_all(patience)
-            return min(n, max(2, 3 * number // 4))
-        answer, experts = self._solve_some(clients, patience)
-        if answer.assignment is not None:
-            changed = self.held.copy()
-            changed[np.ix_(clients, experts)] = answer.assignment.mask()
-            self.adopt(Assignment.from_mask(changed))
-        if answer.stop_reason is StopReason.TIME_LIMIT:
-            return min(n, max(2, 3 * number // 4))
-        quick = time.perf_counter() - began < patience / 4
-        return min(n, number + 1) if quick else number
-
-    def _solve_some(self, clients: npt.NDArray[np.int64], seconds: float) -> tuple[Answer, npt.NDArray[np.int64]]:
-        """Solve the integer program of these clients, over the experts that they hold or that have room."""
-        assert self.held is not None
-        problem, some = self.problem, self.held[clients]
-        outside = self.held.sum(axis=0) - some.sum(axis=0)
-        experts = np.flatnonzero(some.any(axis=0) | (problem.load_max > outside))
-        part = problem.restrict(
-            clients,
-            experts,
-            load_min=np.maximum(problem.load_min - outside, 0)[experts],
-            load_max=np.maximum(problem.load_max - outside, 0)[experts],
-            eligible=self._kept()[np.ix_(clients, experts)],
-        )
-        return _solve(part, seconds), experts
 
 
 def _solve(problem: AssignmentProblem, seconds: float | None) -> Answer:

@@ -14,13 +14,14 @@ import numpy as np
 
 from fedmoe_sched.solvers._newton_kernels import jit, part
 
-__all__ = ["multipliers", "respond"]
+__all__ = ["core_of", "fractional", "multipliers", "rank", "respond", "split_knapsack"]
 
 _MOST_NODES = 2000
+_NEXT, _TINY = 0.8, 1e-12  # of the efficiency of experts, that the next to be sorted have at least
 
 
 @part
-def _rank(key: Any, listed: Any, size: int) -> None:
+def rank(key: Any, listed: Any, size: int) -> None:
     """Sort the first `size` numbers of `listed` by `key`, the largest first: a heap sort, in place."""
     for start in range(size // 2 - 1, -1, -1):
         _sink(key, listed, start, size)
@@ -67,7 +68,89 @@ def _by_dynamic_program(
 
 
 @part
-def _fractional(key: Any, reduced: Any, load: Any, listed: Any, start: int, size: int, room: float) -> float:
+def split_knapsack(  # noqa: PLR0912
+    reduced: Any, units: Any, budget: int, key: Any, listed: Any, count: int
+) -> Any:
+    """Solve the linear relaxation of a knapsack in whole units; sort the listed experts by efficiency.
+
+    Returns what a unit is worth, the bound that it proves, what a choice loses against that, and this choice: the
+    first `first` listed experts, and of those up to `front` what fits, in order; or one expert `out`, one `into`.
+
+    An expert that is not as the bound has it (taken if it is worth more than its units) costs the difference:
+    where that is more than an answer may lose, it is settled (Martello and Toth, section 2.2.3).
+    """
+    threshold = 0.0
+    for k in range(count):
+        j = listed[k]
+        key[j] = reduced[j] / (units[j] + 1e-9) if reduced[j] > 0.0 else reduced[j]
+        threshold = max(threshold, key[j])
+    front, filled = 0, 0
+    while front < count and filled <= 2 * budget and threshold > 0.0:  # the others are not worth sorting
+        threshold = _NEXT * threshold if threshold > _TINY else 0.0
+        for k in range(front, count):
+            j = listed[k]
+            if key[j] >= threshold:
+                listed[k] = listed[front]
+                listed[front] = j
+                front += 1
+                filled += units[j]
+    rank(key, listed, front)
+    room, first = budget, 0  # the first expert that does not fit
+    while first < front and reduced[listed[first]] > 0.0 and units[listed[first]] <= room:
+        room -= units[listed[first]]
+        first += 1
+    unit = 0.0
+    if first < front and reduced[listed[first]] > 0.0:
+        unit = reduced[listed[first]] / units[listed[first]]
+    bound = unit * budget
+    for k in range(first):
+        bound += max(0.0, reduced[listed[k]] - unit * units[listed[k]])
+    lost, left = 0.0, room
+    for k in range(first, front):
+        j = listed[k]
+        if reduced[j] > 0.0 and units[j] <= left:
+            left -= units[j]
+            lost += unit * units[j] - reduced[j]
+    lost += unit * left
+    out, into = -1, -1
+    for k in range(first):  # another one in its place
+        without = reduced[listed[k]] - unit * units[listed[k]]
+        if without >= lost:
+            continue
+        left = room + units[listed[k]]
+        for q in range(first, front):
+            j = listed[q]
+            dearer = without + unit * units[j] - reduced[j]
+            if dearer >= lost:
+                break
+            if units[j] <= left and dearer + unit * (left - units[j]) < lost:
+                lost = dearer + unit * (left - units[j])
+                out, into = listed[k], j
+    return unit, bound, lost, first, front, out, into
+
+
+@part
+def core_of(reduced: Any, units: Any, unit: float, most_lost: float, listed: Any, count: int) -> Any:
+    """Move the experts that are settled behind the others; return how many are not, and worth and units of those
+    that are taken for sure, which come last.
+    """  # noqa: D205
+    kept, end, worth, used = 0, count, 0.0, 0
+    while kept < end:
+        j = listed[kept]
+        difference = reduced[j] - unit * units[j]
+        if -most_lost <= difference <= most_lost:
+            kept += 1
+            continue
+        if difference > 0.0:
+            worth += reduced[j]
+            used += units[j]
+        end -= 1
+        listed[kept], listed[end] = listed[end], listed[kept]
+    return kept, worth, used
+
+
+@part
+def fractional(key: Any, reduced: Any, load: Any, listed: Any, start: int, size: int, room: float) -> float:
     """Fill what is left of a knapsack by efficiency, the last expert in part: no choice is worth more."""
     worth = 0.0
     for k in range(start, size):
@@ -97,11 +180,11 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
         best[k] = 0
         state[k] = 0
-    _rank(key, listed, count)
+    rank(key, listed, count)
     for r in range(resources):
         used[r] = 0.0
     worth, record, held, depth, nodes, total = 0.0, -np.inf, 0, 0, 0, 0.0
-    ceiling = _fractional(key, reduced, load, listed, 0, count, float(resources))
+    ceiling = fractional(key, reduced, load, listed, 0, count, float(resources))
     complete = True
     while True:
         if nodes > _MOST_NODES:
@@ -117,7 +200,7 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         elif not hopeless:
             rest = 0.0
             if held < most:
-                rest = _fractional(key, reduced, load, listed, depth, count, resources - total)
+                rest = fractional(key, reduced, load, listed, depth, count, resources - total)
             hopeless = worth + rest <= record
         if hopeless:
             depth -= 1
@@ -151,6 +234,41 @@ def _by_branching(  # noqa: PLR0912, PLR0915
     return record, record if complete else ceiling
 
 
+@part
+def _by_core(
+    reduced: Any, units: Any, budget: int, most: int, key: Any, listed: Any, count: int, table: Any, took: Any,
+    chosen: Any,
+) -> float:  # fmt: skip
+    """Solve a knapsack in whole units; mark the choice, at most `most` experts of it, and return its worth."""
+    unit, bound, lost, first, front, out, into = split_knapsack(reduced, units, budget, key, listed, count)
+    rounding = 1e-9 * (1.0 + bound)
+    kept = 0
+    if lost <= rounding:  # there is nothing better
+        room = budget
+        for k in range(front):
+            j = listed[k]
+            takes = j != out if k < first or into >= 0 else reduced[j] > 0.0 and units[j] <= room
+            if takes and (k < first or into < 0 or j == into) and kept < most:
+                chosen[j] = 1
+                kept += 1
+                room -= units[j]
+        return float(bound)
+    core, sure, room = core_of(reduced, units, unit, lost + rounding, listed, count)
+    room = budget - room
+    worth = sure + _by_dynamic_program(reduced, units, room, listed, core, table, took)
+    for k in range(core, count):
+        j = listed[k]
+        if reduced[j] > unit * units[j] and kept < most:
+            chosen[j] = 1
+            kept += 1
+    for k in range(core - 1, -1, -1):
+        if took[k, room] and kept < most:
+            chosen[listed[k]] = 1
+            room -= units[listed[k]]
+            kept += 1
+    return float(worth)
+
+
 @jit
 def respond(  # noqa: PLR0912
     gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, prices: Any, chosen: Any, worth: Any
@@ -180,7 +298,7 @@ def respond(  # noqa: PLR0912
             worth[i] = -np.inf
             continue
         if most[i] < count or least[i] > 0:
-            _rank(reduced, listed, count)
+            rank(reduced, listed, count)
         value, fits, kept = 0.0, True, 0
         for r in range(size.shape[0]):
             used[r] = 0.0
@@ -199,13 +317,9 @@ def respond(  # noqa: PLR0912
             for k in range(kept):
                 chosen[i, listed[k]] = 1
         elif budgets[i] >= 0 and least[i] == 0:
-            worth[i] = min(value, _by_dynamic_program(reduced, units[i], budgets[i], listed, count, table, took))
-            w, kept = budgets[i], 0
-            for k in range(count - 1, -1, -1):
-                if took[k, w] and kept < most[i]:
-                    chosen[i, listed[k]] = 1
-                    w -= units[i, listed[k]]
-                    kept += 1
+            worth[i] = min(
+                value, _by_core(reduced, units[i], budgets[i], most[i], key, listed, count, table, took, chosen[i])
+            )
         else:
             record, ceiling = _by_branching(
                 reduced, size, i, listed, count, least[i], most[i], key, load, state, used, best
@@ -235,7 +349,7 @@ def multipliers(gain: Any, size: Any, least: Any, most: Any, prices: Any, found:
                 key[j] = reduced / (load[j] + 1e-12)
                 listed[count] = j
                 count += 1
-        _rank(key, listed, count)
+        rank(key, listed, count)
         room, found[i] = float(size.shape[0]), 0.0
         for k in range(min(count, most[i])):
             room -= load[listed[k]]

@@ -84,7 +84,7 @@ class CpSat(Solver[_Model]):
             for row, least, most in zip(rows, layers.low.tolist(), layers.high.tolist(), strict=True):
                 program.add_linear_constraint(row, least, most)
         budgets = budget_rows(problem, pairs, whole=True)
-        for numbers, sizes, limit in zip(*budgets, strict=True):
+        for numbers, sizes, limit in zip(*budgets[:3], strict=True):
             taken = cp_model.LinearExpr.weighted_sum(takes[numbers].tolist(), sizes.astype(np.int64).tolist())
             program.add_linear_constraint(taken, 0, int(limit))
         weights = [*scores.tolist(), *(-steps.costs).astype(np.int64).tolist()]

@@ -123,7 +123,7 @@ class PulpCbc(Solver[_Model]):
                 groups = _grouped(takes, layers.rows, len(layers.low))
                 for group, least, most in zip(groups, layers.low, layers.high, strict=True):
                     _constrain(program, group, int(least), int(most))
-            for numbers, sizes, limit in zip(*budget_rows(problem, pairs, whole=False), strict=True):
+            for numbers, sizes, limit in zip(*budget_rows(problem, pairs, whole=False)[:3], strict=True):
                 taken = pulp.LpAffineExpression(zip(takes[numbers].tolist(), sizes.tolist(), strict=True))
                 program.addConstraint(pulp.LpConstraint(taken, pulp.LpConstraintLE, rhs=limit))
             folder = Path(tempfile.mkdtemp(prefix="fedmoe-sched-"))

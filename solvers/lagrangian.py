@@ -1,4 +1,4 @@
-"""Anytime schedules for problems with budgets: prices for the bound, neighbourhoods of clients for the answer."""
+"""Anytime schedules for problems with budgets: prices for the bound, recombination of clients for the answer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ class Lagrangian(Solver[_Model]):
 
     The bound comes from Lagrangian relaxation of the load bounds, as in the certificate: the linear relaxation
     gives first prices, and subgradient steps whose clients solve true knapsacks improve them (Fisher, Jaikumar and
-    Van Wassenhove 1986, *Management Science* 32). The first answers come from a local search that passes through
-    exceeded budgets (Yagiura, Ibaraki and Glover 2004, *INFORMS Journal on Computing* 16), and from the integer
-    program over the most promising pairs. They are improved by solving the integer program of some clients at a
-    time (of `milp-scipy`), all others fixed. Pairs whose reduced score proves that no better answer holds them are
-    dropped. Once the neighbourhoods no longer help, what is left is solved as a whole: if that ends, the answer is
-    optimal, on the word of the engine, and else the neighbourhoods go on until the time limit.
+    Van Wassenhove 1986, *Management Science* 32). The first answer is the linear relaxation, rounded and filled
+    up, or comes from a local search that passes through exceeded budgets (Yagiura, Ibaraki and Glover 2004,
+    *INFORMS Journal on Computing* 16).
+
+    It is improved by recombination of some clients at a time, all others fixed. At prices of their own, the
+    choices of each client that lose little against its best one are listed, and combined by depth-first search so
+    that all loads are kept; the limit of the loss rises until a better answer is found or proved not to exist.
+    Parts grow with success: where they reach all clients, the answer is optimal, on the word of this search. Now
+    and then the integer program of all pairs that a better answer could hold is tried (`milp-scipy`).
 
     Answers within a time limit depend on the clock, and may differ from run to run. The kernels are compiled when
     they are first used, and kept on disk.
@@ -50,7 +53,7 @@ class Lagrangian(Solver[_Model]):
         Capability.WARM_START,
     }
     requires: ClassVar[tuple[str, ...]] = ("numba", "ortools", "scipy")
-    summary: ClassVar[str] = "own anytime solver for budgets: prices, local search, programs of some clients"
+    summary: ClassVar[str] = "own anytime solver for budgets: prices, and some clients solved anew at a time"
 
     def build(self, problem: AssignmentProblem, limits: Limits, prices: npt.NDArray[np.float64] | None) -> _Model:
         """Load the compiled kernels, or compile them; there is no model apart from the problem."""

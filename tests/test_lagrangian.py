@@ -23,6 +23,11 @@ def tight(seed=0, share=0.65):
     return AssignmentProblem(scores, 20, load_min=1, load_max=1, budgets=[budget])
 
 
+def without_recombination(monkeypatch):
+    """Leave all proofs to the engine."""
+    monkeypatch.setattr(search.Parts, "improve", lambda self: (0.0, np.inf))
+
+
 @pytest.mark.parametrize(("seed", "share"), [(0, 0.65), (1, 0.75), (2, 0.75)])
 def test_it_finds_and_claims_the_optimum(seed, share):
     problem = tight(seed, share)
@@ -44,6 +49,7 @@ def test_an_engine_that_proves_nothing_is_not_taken_for_a_proof(monkeypatch, how
         return Answer(StopReason.COMPLETED, Assignment.from_pairs(best, np.arange(part.n_experts), part.shape))
 
     monkeypatch.setattr(search, "_solve", engine)
+    without_recombination(monkeypatch)
     answer = solve(problem, "lagrangian", limits=Limits(time=0.3))
     assert answer.status is not Status.OPTIMAL
     assert answer.stop_reason is StopReason.TIME_LIMIT
@@ -60,6 +66,9 @@ def test_a_single_client_whose_engine_never_ends(monkeypatch):
     best = solve(problem, "milp-scipy").objective
     one = Assignment.from_pairs([0], [4], problem.shape)
     monkeypatch.setattr(search, "_solve", lambda part, seconds: Answer(StopReason.TIME_LIMIT, one))
+    monkeypatch.setattr(search.Search, "_start_parts", lambda self: None)
+    monkeypatch.setattr(search.Search, "descend", lambda self, seconds, first: None)
+    without_recombination(monkeypatch)
     answer = solve(problem, "lagrangian", limits=Limits(time=0.2))
     assert (answer.status, answer.objective) == (Status.FEASIBLE, 7.5)
     assert answer.bound >= best > 7.5

@@ -1,0 +1,203 @@
+"""Compiled kernels of the Lagrangian backend: all choices of a client that are nearly best at given prices.
+
+What a choice is worth less than the client's best one is its loss. Choices are listed depth first, experts by
+efficiency, with what the rest could add at most: from a table over whole units where the budget has them
+(Martello and Toth, *Knapsack Problems*, section 2.6), which leaves no dead ends, else the last expert in part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack
+from fedmoe_sched.solvers._newton_kernels import part
+
+__all__ = ["near_choices", "sort_choices"]
+
+_CLOSER = 1.6  # how much less a listed choice may lose where there are too many
+_LEAST_REACH = 1e-9
+_NODES = 50  # looked at for every choice that may be listed
+
+
+@part
+def _listing_order(
+    reduced: Any, size: Any, client: int, reach: float, sort: bool, order: Any, key: Any, load: Any
+) -> int:
+    """Write the experts that a choice of so small a loss could hold into `order`; return how many.
+
+    By efficiency, where they are to be sorted.
+    """
+    count = 0
+    for j in range(len(reduced)):
+        if reduced[j] < -reach:
+            continue
+        load[j] = 0.0
+        for r in range(size.shape[0]):
+            load[j] += size[r, client, j]
+        key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
+        order[count] = j
+        count += 1
+    if sort:
+        rank(key, order, count)
+    return count
+
+
+@part
+def _rest_table(reduced: Any, units: Any, budget: int, order: Any, count: int, table: Any) -> None:
+    """Write into ``table[k, w]`` what the experts from the k-th on are worth at most in w units."""
+    for w in range(budget + 1):
+        table[count, w] = 0.0
+    for k in range(count - 1, -1, -1):
+        j = order[k]
+        weight, value = units[j], reduced[j]
+        for w in range(min(weight, budget + 1)):
+            table[k, w] = table[k + 1, w]
+        for w in range(weight, budget + 1):
+            table[k, w] = max(table[k + 1, w], table[k + 1, w - weight] + value)
+
+
+@part
+def _list_choices(  # noqa: PLR0912, PLR0915
+    reduced: Any, size: Any, units: Any, budget: int, client: int, least: int, most: int, order: Any, count: int,
+    key: Any, load: Any, table: Any, worth: float, reach: float, state: Any, used: Any, sure: Any, sure_count: int,
+    sure_worth: float, taken: Any, loss: Any, first: int, listed_most: int,
+) -> int:  # fmt: skip
+    """List the choices of a client whose loss is at most `reach`; return how many, or -1 if they are too many.
+
+    Their experts go into the rows of `taken` from `first` on, as bits of whole words, and what they lose into
+    `loss`. ``budget`` is -1 where there are no whole units. All choices have the experts `sure`, which
+    are not among the listed ones, and what these take is in `used`.
+    """
+    resources, words = size.shape[0], taken.shape[1]
+    found, depth, held, nodes, room = 0, 0, sure_count, 0, budget
+    value, total = sure_worth, 0.0
+    for r in range(resources):
+        total += used[r]
+    state[0] = 0
+    while depth >= 0:
+        if depth == count:
+            nodes += 1
+            if held >= least:
+                if found == listed_most:
+                    return -1
+                row = first + found
+                for w in range(words):
+                    taken[row, w] = sure[w]
+                for k in range(count):
+                    if state[k] == 1:
+                        j = order[k]
+                        taken[row, j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+                loss[row] = max(0.0, worth - value)
+                found += 1
+            depth -= 1
+            continue
+        j = order[depth]
+        if state[depth] == 0:  # with it
+            state[depth] = 1
+            fits = held < most and (budget < 0 or units[j] <= room)
+            for r in range(resources):  # units may be rounded down
+                fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
+            if fits:
+                if budget >= 0:
+                    rest = table[depth + 1, room - units[j]]
+                else:
+                    rest = fractional(key, reduced, load, order, depth + 1, count, resources - total - load[j])
+                fits = fits and value + reduced[j] + rest >= worth - reach
+            if fits:
+                value += reduced[j]
+                held += 1
+                if budget >= 0:
+                    room -= units[j]
+                total += load[j]
+                for r in range(resources):
+                    used[r] += size[r, client, j]
+                depth += 1
+                state[depth] = 0
+                continue
+            state[depth] = 3
+        if state[depth] == 1:  # give it back
+            value -= reduced[j]
+            held -= 1
+            if budget >= 0:
+                room += units[j]
+            total -= load[j]
+            for r in range(resources):
+                used[r] -= size[r, client, j]
+            state[depth] = 3
+        if state[depth] == 3:  # without it
+            state[depth] = 2
+            if budget >= 0:
+                rest = table[depth + 1, room]
+            else:
+                rest = fractional(key, reduced, load, order, depth + 1, count, resources - total)
+            nodes += 1
+            if held + count - depth - 1 >= least and value + rest >= worth - reach:
+                depth += 1
+                state[depth] = 0
+                continue
+        if nodes > _NODES * (listed_most + 10):
+            return -1
+        depth -= 1
+    return found
+
+
+@part
+def near_choices(
+    reduced: Any, size: Any, units: Any, budget: int, client: int, least: int, most: int, worth: float,
+    limit: float, order: Any, key: Any, load: Any, table: Any, state: Any, used: Any, sure: Any, taken: Any,
+    loss: Any, first: int, listed_most: int,
+) -> Any:  # fmt: skip
+    """List the choices of a client that lose at most `limit`, or less where there are too many.
+
+    Returns how many, -1 if there are too many at any limit, and whether those are all. Rows are as in
+    `_list_choices`; arrays before `taken` are memory, ``table`` of one row per expert and one more.
+    """
+    sure_worth, sure_count, reach = 0.0, 0, limit
+    count = _listing_order(reduced, size, client, limit, budget < 0, order, key, load)
+    for w in range(len(sure)):
+        sure[w] = np.uint64(0)
+    total = count
+    if budget >= 0:
+        unit, bound = split_knapsack(reduced, units, budget, key, order, count)[:2]
+        count, sure_worth, sure_used = core_of(
+            reduced, units, unit, bound - worth + limit + 1e-9 * (1.0 + bound), order, count
+        )
+        for k in range(count, total):
+            j = order[k]
+            if reduced[j] > unit * units[j]:
+                sure[j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+                sure_count += 1
+        budget -= sure_used
+        _rest_table(reduced, units, budget, order, count, table)
+    while True:
+        for r in range(size.shape[0]):
+            used[r] = 0.0
+            for k in range(count, total):
+                j = order[k]
+                if (sure[j >> 6] >> np.uint64(j & 63)) & np.uint64(1):
+                    used[r] += size[r, client, j]
+        found = _list_choices(
+            reduced, size, units, budget, client, least, most, order, count, key, load, table, worth, reach, state,
+            used, sure, sure_count, sure_worth, taken, loss, first, listed_most,
+        )  # fmt: skip
+        if found >= 0:
+            return found, reach == limit
+        reach /= _CLOSER
+        if reach < _LEAST_REACH:
+            return -1, False
+
+
+@part
+def sort_choices(taken: Any, loss: Any, first: int, found: int, ranks: Any, spare: Any, spare_loss: Any) -> None:
+    """Sort the rows from `first` on, so many, by their loss."""
+    for q in range(found):
+        ranks[q], spare_loss[q] = q, -loss[first + q]
+        for w in range(taken.shape[1]):
+            spare[q, w] = taken[first + q, w]
+    rank(spare_loss, ranks, found)
+    for q in range(found):
+        loss[first + q] = -spare_loss[ranks[q]]
+        for w in range(taken.shape[1]):
+            taken[first + q, w] = spare[ranks[q], w]
