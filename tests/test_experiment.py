@@ -417,7 +417,8 @@ class TestRunning:
         assert result.stderr.count("\n") == 1
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
-    @pytest.mark.parametrize("sign", ["SIGINT", "SIGKILL"])
+    # Processes of one run that is killed outright are looked at in test_federated_workers.
+    @pytest.mark.parametrize("sign", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.slow)])
     def test_when_it_ends_its_processes_end_and_it_can_go_on(self, tmp_path, monkeypatch, sign):
         pytest.importorskip("torch")
         if not hasattr(signal, sign) or os.name != "posix":
