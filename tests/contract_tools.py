@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import pytest
-from oracle import TOLERANCE, affords, assert_prices_prove, keeps_layers, penalty_paid
+from hypothesis import given
+from oracle import TOLERANCE, affords, assert_prices_prove, keeps_layers, penalty_paid, tiny_problems
 
 from fedmoe_sched import AssignmentProblem, Capability, Schedule, Status, StopReason, solve
 from fedmoe_sched.registry import solver_class
@@ -22,15 +28,43 @@ def takes(name: str, capability: Capability) -> bool:
     return capability in solver_class(name).capabilities
 
 
+@cache
+def examples(**kinds: bool) -> list[AssignmentProblem]:
+    """Draw tiny problems, the same ones for all backends: most of these solve them faster than they are drawn.
+
+    As many as the profile of Hypothesis says. They are small enough to be read without being shrunk.
+    """
+    found: list[AssignmentProblem] = []
+
+    @given(problem=tiny_problems(**kinds))
+    def collect(problem: AssignmentProblem) -> None:
+        found.append(problem)
+
+    collect()
+    return found
+
+
 def assert_finds(exact_backend: str, problem: AssignmentProblem, optimum: float | None) -> None:
     """Assert that a backend finds and proves the optimum, or names a conflict where there is none."""
-    answer = solve(problem, exact_backend)
-    if optimum is None:
-        assert_refused(answer)
-    elif problem.budgets:
-        assert_searched(answer, optimum)
-    else:
-        assert_proved(answer, optimum)
+    with shown(problem):
+        answer = solve(problem, exact_backend)
+        if optimum is None:
+            assert_refused(answer)
+        elif problem.budgets:
+            assert_searched(answer, optimum)
+        else:
+            assert_proved(answer, optimum)
+
+
+@contextmanager
+def shown(problem: AssignmentProblem) -> Iterator[None]:
+    """Add the problem to what goes wrong with it."""
+    try:
+        yield
+    except Exception as error:
+        values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+        error.add_note("\n".join(f"{name} = {value}" for name, value in values.items() if value is not None))
+        raise
 
 
 def assert_proved(answer: Schedule, optimum: float) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, needs, takes
-from hypothesis import given, settings
-from oracle import brute_force, clustered, contended, tiny_problems
+from contract_tools import assert_finds, examples, needs, takes
+from oracle import brute_force, clustered, contended
 
 from fedmoe_sched import (
     AssignmentProblem,
@@ -35,33 +34,21 @@ def budgeted(seed: int, *, penalised: bool = False) -> AssignmentProblem:
     return problem.replace(budgets=budgets, min_experts=np.minimum(problem.min_experts, 1))
 
 
-def few(exact_backend: str, problems: int) -> int:
-    """Give `lagrangian` a quarter of the problems.
-
-    Its local search looks at some 300,000 moves before it looks up, which takes a quarter of a second on problems
-    that the others solve in a few milliseconds. `make test-slow` gives it more than are left out here.
-    """
-    return problems // 4 if exact_backend == "lagrangian" else problems
-
-
-def agrees_with_brute_force(exact_backend: str, examples: int) -> None:
-    @settings(max_examples=examples)
-    @given(problem=tiny_problems(budgeted=True))
-    def agrees(problem):
-        assert_finds(exact_backend, problem, brute_force(problem))
-
-    agrees()
+# `lagrangian` gets every eighth problem: its local search looks at 300,000 moves before it looks up, and takes
+# a quarter of a second where others take a few milliseconds. `make test-slow` gives it the others, and more.
+SHARE = {"lagrangian": 8}
 
 
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_budgets(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    agrees_with_brute_force(exact_backend, few(exact_backend, settings.default.max_examples))
+    for problem in examples(budgeted=True)[:: SHARE.get(exact_backend, 1)]:
+        assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bite(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    for seed in range(few(exact_backend, 100)):
+    for seed in range(0, 100, SHARE.get(exact_backend, 1)):
         problem = budgeted(seed)
         assert_finds(exact_backend, problem, brute_force(problem))
 
@@ -69,17 +56,15 @@ def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bit
 @pytest.mark.slow
 def test_exact_backend_agrees_with_brute_force_on_many_budgets(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    agrees_with_brute_force(exact_backend, 2 * settings.default.max_examples)
-    for seed in range(300):
-        problem = budgeted(seed)
+    for problem in (*examples(budgeted=True), *map(budgeted, range(300))):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
-@settings(max_examples=60)  # one of the backends starts a process for each
-@given(problem=tiny_problems(penalised=True, budgeted=True))
-def test_exact_backend_agrees_with_brute_force_on_budgets_and_load_penalties(exact_backend, problem):
+@pytest.mark.hypothesis
+def test_exact_backend_agrees_with_brute_force_on_budgets_and_load_penalties(exact_backend):
     needs(exact_backend, Capability.BUDGETS, Capability.LOAD_PENALTY)
-    assert_finds(exact_backend, problem, brute_force(problem))
+    for problem in examples(penalised=True, budgeted=True)[::3]:  # one of the backends starts a process for each
+        assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_penalties_bite(exact_backend):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, assert_keeps_bounds, needs, takes
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import brute_force, clustered, layered, linear_program, tiny_problems
+from contract_tools import assert_finds, assert_keeps_bounds, examples, needs, takes
+from oracle import brute_force, clustered, layered, linear_program
 
 from fedmoe_sched import AssignmentProblem, Capability, ExpertLayers, Status, UnsupportedProblemError, solve
 
@@ -43,13 +41,14 @@ LAYERED = {
 }
 
 
-@settings(max_examples=40)
-@given(problem=st.one_of(tiny_problems(with_layers=True), tiny_problems(with_layers=True, penalised=True)))
-def test_exact_backend_agrees_with_brute_force_on_layers(exact_backend, problem):
+@pytest.mark.hypothesis
+@pytest.mark.parametrize("penalised", [False, True])
+def test_exact_backend_agrees_with_brute_force_on_layers(exact_backend, penalised):
     needs(exact_backend, Capability.LAYERS)
-    if problem.load_penalty is not None:
+    if penalised:
         needs(exact_backend, Capability.LOAD_PENALTY)
-    assert_finds(exact_backend, problem, brute_force(problem))
+    for problem in examples(with_layers=True, penalised=penalised)[::4]:
+        assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_layers_and_load_bounds_bite(exact_backend):
@@ -67,11 +66,11 @@ def test_exact_backend_agrees_with_linear_program_on_layers(exact_backend, name)
     assert_finds(exact_backend, problem, linear_program(problem))
 
 
-@settings(max_examples=15)
-@given(problem=tiny_problems(with_layers=True, budgeted=True))
-def test_exact_backend_agrees_with_brute_force_on_layers_and_budgets(exact_backend, problem):
+@pytest.mark.hypothesis
+def test_exact_backend_agrees_with_brute_force_on_layers_and_budgets(exact_backend):
     needs(exact_backend, Capability.LAYERS, Capability.BUDGETS)
-    assert_finds(exact_backend, problem, brute_force(problem))
+    for problem in examples(with_layers=True, budgeted=True)[::8]:
+        assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_backend_takes_layers_or_refuses_them_with_a_reason(backend):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, needs, takes
-from hypothesis import given
-from oracle import TOLERANCE, brute_force, clustered, contended, linear_program, penalty_paid, tiny_problems
+from contract_tools import assert_finds, examples, needs, takes
+from oracle import TOLERANCE, brute_force, clustered, contended, linear_program, penalty_paid
 
 from fedmoe_sched import AssignmentProblem, Capability, LoadPenalty, UnsupportedProblemError, solve, solvers
 
@@ -43,10 +42,11 @@ PENALISED = {
 }
 
 
-@given(problem=tiny_problems(penalised=True))
-def test_exact_backend_agrees_with_brute_force_on_load_penalties(exact_backend, problem):
+@pytest.mark.hypothesis
+def test_exact_backend_agrees_with_brute_force_on_load_penalties(exact_backend):
     needs(exact_backend, Capability.LOAD_PENALTY)
-    assert_finds(exact_backend, problem, brute_force(problem))
+    for problem in examples(penalised=True):
+        assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_load_penalties_and_bounds_bite(exact_backend):

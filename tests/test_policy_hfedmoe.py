@@ -109,10 +109,10 @@ def test_bad_options(options, message):
 
 
 @pytest.mark.train
-def test_it_trains(tmp_path):
+def test_it_trains(tmp_path, processes):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    policy = assert_trains_and_resumes("hfedmoe", tmp_path)
+    policy = assert_trains_and_resumes("hfedmoe", tmp_path, processes)
     told = policy.variable("gate_mean")
     told = told[told.any(axis=1)]
     assert len(told) > 3
