@@ -119,6 +119,8 @@ class TestTrain:
         assert result.stderr.count("\n") == 1
         assert metrics(tmp_path / "run") == before
 
+    # What is killed and resumed by the interface instead, in test_federated_simulation, is in the fast suite.
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
     def test_killed_and_resumed_it_ends_the_same(self, cli, tmp_path):
         whole, killed = tmp_path / "whole", tmp_path / "killed"
