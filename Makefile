@@ -1,9 +1,10 @@
 # One command per check; CI runs the same ones. The first call makes .venv and installs, later calls do not.
 #   make demo          train random, greedy and balanced on digits; print the table; figures in demo-output/
 #   make test          the fast test suite, doctests included        (ARGS="-k name" to choose)
+#   make test-slow     what the fast suite leaves out: more and larger problems; some minutes
 #   make check         lint, types, docs, wheel-test, test
 #   make flower-demo   one run in the loop, in Flower's simulation, deployed on 127.0.0.1   (ARGS="--data-dir DIR")
-#   make test-flower   real Flower processes that are killed in the middle of a run; some minutes
+#   make test-flower   runs on Flower's real engines, some killed in the middle of a run; some minutes
 #   make nvflare-demo  one run in the loop and in NVFlare's simulator, in .venv-nvflare; make test-nvflare tests it
 #   make study         optimality against speed, as in docs/study.md    (ARGS="--quick" for a small one)
 # PIP_ARGS goes to every pip install. A CPU-only build of torch is a fraction of the default one: to have it, name
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: help demo flower-demo nvflare-demo study test test-slow test-flower test-nvflare lint format types docs wheel-test check clean
 
 help:
-	@sed -n '2,8p' Makefile | cut -c3-
+	@sed -n '2,9p' Makefile | cut -c3-
 
 .venv/made:
 	@$(PYTHON) -m venv .venv

@@ -1,15 +1,19 @@
-"""The backends that take budgets, on published instances of the generalised assignment problem.
+"""How close backends come to the known optima of published instances, and how fast.
 
 Usage::
 
     python -m benchmarks.gap DATA_DIR --time-limit 10
     python -m benchmarks.gap DATA_DIR --time-limit 1 10 60 --files "[cde]*" --output gap.csv
+    python -m benchmarks.gap DATA_DIR --kinds assign assign_sparse --solvers exact flow-ortools
 
-DATA_DIR holds files in the format of `fedmoe_sched.gap_files`, and ``optima.csv`` with the columns ``file``,
-``index`` (of the instance within its file), ``kind`` (rows of other kinds than ``gap`` are passed over), ``sense``
-and ``optimum``. Each solve runs in a process of its own, with engines imported and kernels compiled before; all
-get the same time limit, and one thread where they take that. ``gap`` is (optimum - objective) / optimum, in
-absolute value; ``seconds`` are build and solve.
+DATA_DIR holds the files, and ``optima.csv`` with the columns ``file``, ``index`` (of the instance within its
+file), ``kind``, ``sense`` and ``optimum``. Kinds are ``gap``, generalised assignment as `fedmoe_sched.gap_files`
+reads it, for the backends that take budgets; ``assign`` and ``assign_sparse``, linear assignment as
+`fedmoe_sched.linear_files` reads it, for those that solve networks. Rows of other kinds are passed over.
+
+Each solve runs in a process of its own, with engines imported and kernels compiled before; all get the same time
+limit, and one thread where they take that. A backend that takes no time limit is killed after twice the limit and
+20 s. ``gap`` is (optimum - objective) / optimum, in absolute value; ``seconds`` are build and solve.
 """
 
 from __future__ import annotations
@@ -18,20 +22,38 @@ import argparse
 import csv
 import fnmatch
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from fedmoe_sched import Limits
+from fedmoe_sched._number_files import Sense
 from fedmoe_sched.compare import Row, compare
 from fedmoe_sched.gap_files import read_gap
+from fedmoe_sched.linear_files import read_linear, read_linear_sparse
 from fedmoe_sched.problem import AssignmentProblem
 
 __all__ = ["Result", "main", "summary"]
 
-_SOLVERS = ("lagrangian", "ilp-ortools", "mip-ortools", "milp-scipy")
+_FOR_BUDGETS = ("lagrangian", "ilp-ortools", "mip-ortools", "milp-scipy")
+_FOR_NETWORKS = ("exact", "flow-ortools", "flow-networkx", "lp-scipy")
 _CLOSE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the rows of a kind in optima.csv are."""
+
+    read: Callable[[Path, Sense], Sequence[AssignmentProblem]]
+    solvers: tuple[str, ...]
+
+
+_KINDS = {
+    "gap": _Kind(read_gap, _FOR_BUDGETS),
+    "assign": _Kind(lambda path, sense: [read_linear(path, sense)], _FOR_NETWORKS),
+    "assign_sparse": _Kind(lambda path, sense: [read_linear_sparse(path, sense)], _FOR_NETWORKS),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class Result:
 
     Parameters
     ----------
-    instance, sense : str
+    instance, kind, sense : str
     n_clients, n_experts : int
     solver : str
     time_limit : float
@@ -57,6 +79,7 @@ class Result:
     """
 
     instance: str
+    kind: str
     sense: str
     n_clients: int
     n_experts: int
@@ -77,10 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     results: list[Result] = []
     for seconds in options.time_limit:
-        for name, sense, optimum, problem in _instances(options.data_dir, options.files):
+        for instance in _instances(options.data_dir, options.files, options.kinds):
             limits = Limits(time=seconds, threads=options.threads)
-            for row in compare({name: problem}, options.solvers, limits=limits, certify=False):
-                results.append(_result(row, sense, optimum, seconds))
+            chosen = options.solvers or _KINDS[instance.kind].solvers
+            for row in compare({instance.name: instance.problem}, chosen, limits=limits, certify=False):
+                results.append(_result(row, instance, seconds))
                 print(_line(results[-1]), flush=True)
             if options.output is not None:  # whole after each instance: hours of them may be interrupted
                 _write(results, options.output)
@@ -92,40 +116,57 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data_dir", type=Path, help="folder of the instances, with optima.csv")
     parser.add_argument("--time-limit", type=float, nargs="+", default=[10.0], help="seconds; several are a sweep")
     parser.add_argument("--files", default="*", help="pattern of file names, such as '[cde]*'")
-    parser.add_argument("--solvers", nargs="+", default=list(_SOLVERS), help="backends, the first one to judge")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(_KINDS), default=list(_KINDS), help="kinds of instances"
+    )
+    parser.add_argument("--solvers", nargs="+", help="backends, the first one to judge; default: by kind")
     parser.add_argument("--threads", type=int, default=1, help="threads of backends that take a number")
     parser.add_argument("--output", type=Path, help="CSV to write")
     return parser.parse_args(arguments)
 
 
-def _instances(folder: Path, pattern: str) -> Iterator[tuple[str, str, float, AssignmentProblem]]:
-    """Read (name, sense, optimum, problem) of all instances with a known optimum."""
+@dataclass(frozen=True)
+class _Instance:
+    name: str
+    kind: str
+    sense: Sense
+    optimum: float
+    problem: AssignmentProblem
+
+
+def _instances(folder: Path, pattern: str, kinds: Sequence[str]) -> Iterator[_Instance]:
+    """Read all instances with a known optimum, one at a time."""
     with (folder / "optima.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("kind", "gap") == "gap"]
+        rows = list(csv.DictReader(file))
     for row in rows:
-        if fnmatch.fnmatch(row["file"], pattern):
-            sense = cast("Literal['min', 'max']", row["sense"])
-            problem = read_gap(folder / row["file"], sense)[int(row["index"])]
+        kind = row.get("kind", "gap")
+        if kind in kinds and fnmatch.fnmatch(row["file"], pattern):
+            sense = cast("Sense", row["sense"])
+            problem = _KINDS[kind].read(folder / row["file"], sense)[int(row["index"])]
             name = f"{row['file'].partition('.')[0]}/{row['index']}/{sense}"
-            yield name, sense, float(row["optimum"]), problem
+            yield _Instance(name, kind, sense, float(row["optimum"]), problem)
 
 
-def _result(row: Row, sense: str, optimum: float, seconds: float) -> Result:
-    sign = 1.0 if sense == "max" else -1.0
+def _result(row: Row, instance: _Instance, seconds: float) -> Result:
+    sign = 1.0 if instance.sense == "max" else -1.0
     objective, bound, proved = (
         None if value is None else sign * value for value in (row.objective, row.bound, row.certified_bound)
     )
-    gap = None if objective is None or not row.usable else sign * (optimum - objective) / max(1.0, abs(optimum))
+    gap = None
+    if objective is not None and row.usable:
+        short = instance.optimum - objective if instance.sense == "max" else objective - instance.optimum
+        gap = short / max(1.0, abs(instance.optimum))
     return Result(
         row.instance,
-        sense,
+        instance.kind,
+        instance.sense,
         row.n_clients,
         row.n_experts,
         row.solver,
         seconds,
         row.status,
         objective,
-        optimum,
+        instance.optimum,
         gap,
         bound,
         proved,
@@ -138,7 +179,7 @@ def _line(result: Result) -> str:
     gap = "-" if result.gap is None else f"{100 * result.gap:.3f} %"
     taken = "-" if result.seconds is None else f"{result.seconds:.2f} s"
     return (
-        f"{result.instance:<14} {result.time_limit:>4g} s {result.solver:<12} {result.status:<9} {gap:>9}"
+        f"{result.instance:<16} {result.time_limit:>4g} s {result.solver:<13} {result.status:<9} {gap:>9}"
         f" {taken:>8}  objective {result.objective}, bound {result.bound}, optimum {result.optimum:g}"
     )
 
@@ -151,26 +192,32 @@ def _write(results: Sequence[Result], path: Path) -> None:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """Count, per time limit, who proved optima or came close, and where the first backend is as good as any."""
-    lines = []
-    for seconds in sorted({result.time_limit for result in results}):
-        here = [result for result in results if result.time_limit == seconds]
-        solvers = list(dict.fromkeys(result.solver for result in here))
-        gaps = {(result.solver, result.instance): _gap(result) for result in here}
-        for solver in solvers:
-            own = [result for result in here if result.solver == solver]
-            close = sum(_gap(result) <= _CLOSE for result in own)
-            proved = sum(result.status == "optimal" for result in own)
-            lines.append(f"{seconds:g} s, {solver}: {proved} proved, {close} within 0.1 % of {len(own)}")
-        instances = list(dict.fromkeys(result.instance for result in here))
-        for other in solvers[1:]:
-            good = sum(_as_good(gaps[solvers[0], name], gaps[other, name]) for name in instances)
-            lines.append(f"{seconds:g} s: {solvers[0]} at least as good as {other} on {good} of {len(instances)}")
-        good = sum(
-            _as_good(gaps[solvers[0], name], min(gaps[other, name] for other in solvers)) for name in instances
+    """Count, per time limit and kind, who proved optima or came close, and where the first is as good as any."""
+    groups = dict.fromkeys((result.time_limit, result.kind) for result in results)
+    return [
+        line
+        for seconds, kind in groups
+        for line in _summary_of(
+            f"{kind}, {seconds:g} s", [r for r in results if (r.time_limit, r.kind) == (seconds, kind)]
         )
-        lines.append(f"{seconds:g} s: {solvers[0]} at least as good as every other on {good} of {len(instances)}")
-    return lines
+    ]
+
+
+def _summary_of(title: str, here: Sequence[Result]) -> Iterator[str]:
+    solvers = list(dict.fromkeys(result.solver for result in here))
+    gaps = {(result.solver, result.instance): _gap(result) for result in here}
+    for solver in solvers:
+        own = [result for result in here if result.solver == solver]
+        close = sum(_gap(result) <= _CLOSE for result in own)
+        proved = sum(result.status == "optimal" for result in own)
+        yield f"{title}, {solver}: {proved} proved, {close} within 0.1 % of {len(own)}"
+    first = solvers[0]
+    instances = list(dict.fromkeys(result.instance for result in here))
+    for other in solvers[1:]:
+        good = sum(_as_good(gaps[first, name], gaps[other, name]) for name in instances)
+        yield f"{title}: {first} at least as good as {other} on {good} of {len(instances)}"
+    good = sum(_as_good(gaps[first, name], min(gaps[other, name] for other in solvers)) for name in instances)
+    yield f"{title}: {first} at least as good as every other on {good} of {len(instances)}"
 
 
 def _as_good(one: float, other: float) -> bool:

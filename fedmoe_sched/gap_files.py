@@ -8,14 +8,9 @@ what the agents have. Every job goes to exactly one agent: agents are clients, a
 
 from __future__ import annotations
 
-import gzip
 import os
-from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from fedmoe_sched._number_files import Numbers, Sense, desirability_sign, read_numbers
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
@@ -24,10 +19,8 @@ __all__ = ["read_gap"]
 
 _LEAST = 5  # numbers of an instance: one agent, one job
 
-Numbers = npt.NDArray[np.float64]
 
-
-def read_gap(path: str | os.PathLike[str], sense: Literal["min", "max"] = "min") -> list[AssignmentProblem]:
+def read_gap(path: str | os.PathLike[str], sense: Sense = "min") -> list[AssignmentProblem]:
     """Read the instances of a file.
 
     Parameters
@@ -49,24 +42,11 @@ def read_gap(path: str | os.PathLike[str], sense: Literal["min", "max"] = "min")
     OSError
         The file cannot be read.
     """
-    if sense not in ("min", "max"):
-        msg = f"sense = {sense!r}: must be 'min' or 'max'"
-        raise InputError(msg)
-    numbers = _numbers(path)
+    sign = desirability_sign(sense)
+    numbers = read_numbers(path)
     single = len(numbers) >= _LEAST and len(numbers) == _size(numbers)
     found = [numbers] if single else _parted(path, numbers)
-    sign = 1.0 if sense == "max" else -1.0
     return [_problem(instance, sign) for instance in found]
-
-
-def _numbers(path: str | os.PathLike[str]) -> Numbers:
-    data = Path(path).read_bytes()
-    try:
-        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        return np.array(text.split(), dtype=np.float64)
-    except (ValueError, EOFError, OSError) as error:
-        msg = f"{path}: not numbers parted by blanks ({error})"
-        raise InputError(msg) from error
 
 
 def _size(numbers: Numbers) -> int:

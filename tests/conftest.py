@@ -42,7 +42,14 @@ def _chosen(config: pytest.Config) -> list[SolverEntry]:
     return [entry for entry in entries if entry.name in names]
 
 
+# Where the run of some policy goes on in so many processes (the test argument `processes`): each loads torch, and
+# that takes longer than the run. Workers have tests of their own, and some policies have them in the fast suite.
+_PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow)]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "processes" in metafunc.fixturenames:
+        metafunc.parametrize("processes", _PROCESSES)
     for argument, belongs in _KINDS.items():
         if argument in metafunc.fixturenames:
             metafunc.parametrize(

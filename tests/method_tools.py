@@ -39,12 +39,12 @@ def metrics(folder):
     return [{k: v for k, v in json.loads(line).items() if not is_timing(k)} for line in lines]
 
 
-def assert_resumes(policy, tmp_path, **changes):
-    """A run that stops after two rounds and goes on with two workers is one that does neither; return it."""
+def assert_resumes(policy, tmp_path, workers, **changes):
+    """A run that stops after two rounds and goes on with workers is one that does neither; return it."""
     config = small(policy, **changes)
     whole = run_training(config, tmp_path / "whole").run
     run_training(config.updated({"rounds": 2}), tmp_path / "parts")
-    run_training(config.updated({"workers": 2}), tmp_path / "parts", resume=True)
+    run_training(config.updated({"workers": workers}), tmp_path / "parts", resume=True)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     ours, theirs = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert ours.keys() == theirs.keys()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import hypothesis.extra.numpy as hnp
@@ -79,7 +80,20 @@ def enumerate_assignments(problem: AssignmentProblem) -> Everything:
     return Everything(values, loads, choices)
 
 
-_OPTIMA: dict[tuple[Any, ...], float | None] = {}
+def _remembered(
+    optimum: Callable[[AssignmentProblem], float | None],
+) -> Callable[[AssignmentProblem], float | None]:
+    """Keep what was found: many backends are judged on the same problems."""
+    found: dict[tuple[Any, ...], float | None] = {}
+
+    @functools.wraps(optimum)
+    def remembered(problem: AssignmentProblem) -> float | None:
+        key = _key(problem)
+        if key not in found:
+            found[key] = optimum(problem)
+        return found[key]
+
+    return remembered
 
 
 def _key(problem: AssignmentProblem) -> tuple[Any, ...]:
@@ -124,19 +138,16 @@ def penalty_paid(problem: AssignmentProblem, loads: npt.NDArray[np.int64]) -> fl
     return sum(marginal_cost(problem, j, load) for j, most in enumerate(loads) for load in range(1, int(most) + 1))
 
 
+@_remembered
 def brute_force(problem: AssignmentProblem) -> float | None:
     """Return the best objective of a tiny problem; None if no assignment keeps all bounds."""
-    key = _key(problem)
-    if key not in _OPTIMA:
-        values, loads, _ = enumerate_assignments(problem)
-        values = values - penalty_table(problem, problem.n_clients)[np.arange(problem.n_experts), loads].sum(
-            axis=1
-        )
-        fits = ((loads >= problem.load_min) & (loads <= problem.load_max)).all(axis=1)
-        _OPTIMA[key] = float(values[fits].max()) if fits.any() else None
-    return _OPTIMA[key]
+    values, loads, _ = enumerate_assignments(problem)
+    values = values - penalty_table(problem, problem.n_clients)[np.arange(problem.n_experts), loads].sum(axis=1)
+    fits = ((loads >= problem.load_min) & (loads <= problem.load_max)).all(axis=1)
+    return float(values[fits].max()) if fits.any() else None
 
 
+@_remembered
 def linear_program(problem: AssignmentProblem) -> float | None:
     """Return the optimum of the linear relaxation, which is integral; None if infeasible. Interior point.
 

@@ -77,8 +77,8 @@ def assert_resumes(name, path, **options):
     assert run(stop=True) == run(stop=False)
 
 
-def assert_trains_and_resumes(policy, folder):
-    """Train on digits, with devices; interrupted, and with two workers, it gives the same. Return the policy."""
+def assert_trains_and_resumes(policy, folder, workers):
+    """Train on digits, with devices; interrupted, and then with workers, it gives the same. Return the policy."""
     import torch
 
     from fedmoe_sched.federated import TrainConfig, run_training
@@ -104,7 +104,7 @@ def assert_trains_and_resumes(policy, folder):
     )
     whole = run_training(config, folder / "whole")
     run_training(config.updated({"rounds": 2}), folder / "parts")
-    again = run_training(config.updated({"workers": 2}), folder / "parts", resume=True)
+    again = run_training(config.updated({"workers": workers}), folder / "parts", resume=True)
     contents = [
         [
             {k: v for k, v in json.loads(line).items() if not is_timing(k)}

@@ -69,6 +69,7 @@ def assert_same_run(folder, expected, *, traffic=True):
     assert_same_records(ours, theirs)
 
 
+@pytest.mark.flower
 def test_the_simulation_gives_the_run_of_the_loop_bit_for_bit(tmp_path):
     """With a policy that asks clients before it plans."""
     pytest.importorskip("ray")
@@ -94,6 +95,7 @@ def test_the_simulation_gives_the_run_of_the_loop_bit_for_bit(tmp_path):
     assert_same_run(folder, tmp_path / "local")
 
 
+@pytest.mark.flower
 def test_a_deployment_gives_the_run_of_the_loop_bit_for_bit(local, tmp_path):
     folder = tmp_path / "run"
     nodes = [{"partition-id": i, "num-partitions": 2} for i in range(2)]

@@ -38,7 +38,7 @@ def test_several_compressed_instances_are_read(tmp_path):
     assert (second.shape, second.desirability.tolist(), second.budgets[0].budget.tolist()) == ((1, 1), [[-7]], [9])
 
 
-@pytest.mark.parametrize("text", ["", "5", "2 3 1 2", f"2 {ONE}", f"1 {ONE} 4", "1 0 0", "a b"])
+@pytest.mark.parametrize("text", ["", "5", "2 3 1 2", f"2 {ONE}", f"1 {ONE} 4", "1 0 0", "a b", "nan 3 1 2 4"])
 def test_anything_else_is_refused(tmp_path, text):
     path = tmp_path / "bad.txt"
     path.write_text(text)
@@ -54,7 +54,7 @@ def test_sense_is_checked(tmp_path):
 def test_benchmark_writes_a_row_per_backend_and_a_summary(tmp_path, capsys):
     (tmp_path / "one.txt").write_text(ONE)
     (tmp_path / "optima.csv").write_text(
-        f"file,index,kind,sense,optimum\none.txt,0,gap,min,{LEAST}\none.txt,0,gap,max,{MOST}\nother.txt,0,assign,min,1\n"
+        f"file,index,kind,sense,optimum\none.txt,0,gap,min,{LEAST}\none.txt,0,gap,max,{MOST}\nother.txt,0,mincostflow,min,1\n"
     )
     output = tmp_path / "rows.csv"
     solvers = ["--solvers", "milp-scipy", "ilp-ortools"]
@@ -68,7 +68,7 @@ def test_benchmark_writes_a_row_per_backend_and_a_summary(tmp_path, capsys):
         ("one/0/max", "ilp-ortools", MOST, 0.0),
     ]
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "5 s, ilp-ortools: 2 proved, 2 within 0.1 % of 2",
-        "5 s: milp-scipy at least as good as ilp-ortools on 2 of 2",
-        "5 s: milp-scipy at least as good as every other on 2 of 2",
+        "gap, 5 s, ilp-ortools: 2 proved, 2 within 0.1 % of 2",
+        "gap, 5 s: milp-scipy at least as good as ilp-ortools on 2 of 2",
+        "gap, 5 s: milp-scipy at least as good as every other on 2 of 2",
     ]

@@ -212,7 +212,7 @@ def test_it_trains_resumes_and_keeps_its_anchors(tmp_path):
     pytest.importorskip("sklearn")
     from method_tools import assert_resumes, last_policy
 
-    run = assert_resumes("fedjets", tmp_path, **{"local.train_extractor": False})
+    run = assert_resumes("fedjets", tmp_path, workers=2, **{"local.train_extractor": False})
     anchors = last_policy(tmp_path / "whole").anchors
     assert set(anchors.values()) == {0, 1, 2}
     assignment = run.schedule_arrays("assignment")

@@ -191,11 +191,11 @@ class TestMethod:
         combined = method.merge(self.STATE, [bad], {"a": method.brief(0, [0], self.STATE)}, None)
         assert [str(r) for r in combined.rejected] == ["a: parameter 'experts.7.bias': there is none of that name"]
 
-    def test_it_trains_and_resumes(self, tmp_path):
+    def test_it_trains_and_resumes(self, tmp_path, processes):
         pytest.importorskip("sklearn")
         from method_tools import assert_resumes, checkpoint, last_policy
 
-        run = assert_resumes("fedmix", tmp_path)
+        run = assert_resumes("fedmix", tmp_path, processes)
         told = last_policy(tmp_path / "whole").variable("expert_loss")
         answered = (run.schedule_arrays("samples") > 0).any(axis=(0, 2))
         assert ((told > 0).all(axis=1) == answered).all()

@@ -253,10 +253,10 @@ def test_bad_options(options, message):
 
 
 @pytest.mark.train
-def test_it_trains(tmp_path):
+def test_it_trains(tmp_path, processes):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    policy = assert_trains_and_resumes("fedmoe", tmp_path)
+    policy = assert_trains_and_resumes("fedmoe", tmp_path, processes)
     assert (policy.variable("best") >= 0).sum() > 3  # they have told their accuracy
     told, chosen = policy.variable("gate_mean"), policy.variable("chosen") > 0
     assert chosen.any(axis=1).sum() > 3

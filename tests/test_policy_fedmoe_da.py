@@ -271,10 +271,10 @@ class TestTraining:
         return records, {name: value.tobytes() for name, value in arrays.items()}
 
     @pytest.mark.parametrize("changes", [{}, {"devices.source": "synthetic"}])
-    def test_resumed_with_workers_it_goes_on_bit_for_bit(self, tmp_path, changes):
+    def test_resumed_it_goes_on_bit_for_bit(self, tmp_path, changes, processes):
         self.start(tmp_path / "whole", **changes)
         self.start(tmp_path / "parts", rounds=2, **changes)
-        self.start(tmp_path / "parts", resume=True, workers=2, **changes)
+        self.start(tmp_path / "parts", resume=True, workers=processes, **changes)
         assert self.contents(tmp_path / "parts") == self.contents(tmp_path / "whole")
         arrays = self.contents(tmp_path / "whole")[1]
         assert len({value for name, value in arrays.items() if name.endswith("/experts.0.2.weight")}) > 1

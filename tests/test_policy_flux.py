@@ -128,10 +128,10 @@ def test_a_gradient_below_zero_is_refused():
 
 
 @pytest.mark.train
-def test_it_trains(tmp_path):
+def test_it_trains(tmp_path, processes):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    policy = assert_trains_and_resumes("flux", tmp_path)
+    policy = assert_trains_and_resumes("flux", tmp_path, processes)
     utility = policy.utility(policy.clients)
     assert (utility[policy.variable("tries") > 0] > 0).all()
     assert (utility > 0).sum() > 6

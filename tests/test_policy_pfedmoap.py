@@ -327,10 +327,10 @@ class TestTraining:
         return records, {name: value.tobytes() for name, value in arrays.items()}
 
     @pytest.mark.parametrize("changes", [{}, {"devices.source": "synthetic"}])
-    def test_resumed_with_workers_it_goes_on_bit_for_bit(self, tmp_path, changes):
+    def test_resumed_it_goes_on_bit_for_bit(self, tmp_path, changes, processes):
         run = self.start(tmp_path / "whole", **changes).run
         self.start(tmp_path / "parts", rounds=2, **changes)
-        self.start(tmp_path / "parts", resume=True, workers=2, **changes)
+        self.start(tmp_path / "parts", resume=True, workers=processes, **changes)
         assert self.contents(tmp_path / "parts") == self.contents(tmp_path / "whole")
         assignment = run.schedule_arrays("assignment")
         assert assignment[0].sum(axis=1).max() == 1

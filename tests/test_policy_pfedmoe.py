@@ -122,13 +122,13 @@ class TestMethod:
         method.merge(state, [self.update("b", 1.0, 2.0, [0])], {"b": method.brief(1, [0], state)}, None)
         assert method.client_view(1, [0]) == View((0,), {"gate.bias": 2.0})
 
-    def test_it_trains_and_resumes_with_an_expert_for_each(self, tmp_path):
+    def test_it_trains_and_resumes_with_an_expert_for_each(self, tmp_path, processes):
         pytest.importorskip("sklearn")
         from method_tools import assert_resumes, checkpoint, small
 
         from fedmoe_sched.federated.model import build_model
 
-        run = assert_resumes("pfedmoe", tmp_path)
+        run = assert_resumes("pfedmoe", tmp_path, processes)
         arrays = checkpoint(tmp_path / "whole")
         config = small("pfedmoe")
         initial = {
