@@ -228,7 +228,8 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tupl
     shares = np.zeros(problem.shape)
     shares[pairs.clients, pairs.experts] = found.x
     worth = np.zeros((len(problem.budgets), n))
-    worth[budgets.resources, budgets.clients] = -found.ineqlin.marginals[-len(budgets.limits) or size :]
+    of_budgets = found.ineqlin.marginals[len(found.ineqlin.marginals) - len(budgets.limits) :]
+    worth[budgets.resources, budgets.clients] = -of_budgets
     for row, limit in enumerate(budgets.limits):  # of a whole budget, not of a unit of it
         worth[budgets.resources[row], budgets.clients[row]] *= limit
     return Relaxation(prices * unit, worth * unit, shares), False

@@ -73,7 +73,11 @@ def _list_choices(  # noqa: PLR0912, PLR0915
     resources, words = size.shape[0], taken.shape[1]
     found, depth, held, nodes, room = 0, 0, sure_count, 0, budget
     value, total = sure_worth, 0.0
+    if held > most:
+        return 0
     for r in range(resources):
+        if used[r] > 1.0 + 1e-11:  # units may be rounded down
+            return 0
         total += used[r]
     state[0] = 0
     while depth >= 0:
@@ -97,7 +101,7 @@ def _list_choices(  # noqa: PLR0912, PLR0915
         if state[depth] == 0:  # with it
             state[depth] = 1
             fits = held < most and (budget < 0 or units[j] <= room)
-            for r in range(resources):  # units may be rounded down
+            for r in range(resources):
                 fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
             if fits:
                 if budget >= 0:
