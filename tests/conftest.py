@@ -42,7 +42,7 @@ def _chosen(config: pytest.Config) -> list[SolverEntry]:
     return [entry for entry in entries if entry.name in names]
 
 
-# Where the run of some policy goes on in so many processes (the test argument `processes`): each loads torch, and
+# Where a run of any policy is trained in so many processes (the test argument `processes`): each loads torch, and
 # that takes longer than the run. Workers have tests of their own, and some policies have them in the fast suite.
 _PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow)]
 

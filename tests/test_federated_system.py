@@ -99,8 +99,8 @@ def test_the_clients_file_has_the_profiles(eventful):
     assert (profiles[:, :4] > 0).all()
 
 
-def test_the_same_seed_gives_the_same_times_with_any_number_of_workers(eventful, tmp_path):
-    run_training(eventful[2].updated({"workers": 2}), tmp_path / "run")
+def test_the_same_seed_gives_the_same_times_with_any_number_of_workers(eventful, tmp_path, processes):
+    run_training(eventful[2].updated({"workers": processes}), tmp_path / "run")
     assert contents(tmp_path / "run") == contents(eventful[0])
     run_training(eventful[2].updated({"seed": 4}), tmp_path / "other")
     times = [read_run(folder).series("simulated_time").tolist() for folder in (tmp_path / "other", eventful[0])]
