@@ -35,6 +35,7 @@ _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _STEPS = 300  # on the way to better prices
+_ROUNDING = 1e-10  # of an objective
 
 Mask = npt.NDArray[np.bool_]
 
@@ -89,7 +90,7 @@ class Search:
     def proved(self) -> bool:
         """Whether no assignment is better than the best one."""
         bound = min(self.claim, self.clients.round_down(self.dual.bound))
-        return self.held is not None and bound - self.worth <= 1e-10 * max(1.0, abs(self.worth))
+        return self.held is not None and bound - self.worth <= _ROUNDING * max(1.0, abs(self.worth))
 
     def run(self, prices: npt.NDArray[np.float64] | None) -> Answer:
         """Search until the answer is proved or the time is over.
@@ -107,6 +108,8 @@ class Search:
             return Answer(StopReason.PROVED_INFEASIBLE)
         assignment = None if self.held is None else Assignment.from_mask(self.held)
         bound = self.claim if math.isfinite(self.claim) else None
+        if self.proved:  # with knapsacks that may be bounded more closely than the certificate's
+            bound = self.worth + _ROUNDING * max(1.0, abs(self.worth))
         known = self.dual.prices if math.isfinite(self.dual.bound) else None
         return Answer(StopReason.COMPLETED if self.proved else StopReason.TIME_LIMIT, assignment, known, bound)
 

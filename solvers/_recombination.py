@@ -53,7 +53,7 @@ class Parts:
         self, clients: Clients, dual: Dual, held: Held, random: np.random.Generator, left: Callable[[], float]
     ) -> None:
         self.clients, self.dual, self.random, self.left = clients, dual, random, left
-        self.step_size = 1 - 1e-6 if clients.whole else 1e-9 * max(1.0, float(np.abs(_finite(clients.gain)).max()))
+        self.step_size = 1 - 1e-6 if clients.whole else 1e-9 * float(np.abs(_finite(clients.gain)).max())
         reduced = dual.reduced(clients)
         # Who might hold an expert in a better answer, or not: clients about as keen on it as the last that does.
         loads = np.clip(held.sum(axis=0), 1, len(held))
