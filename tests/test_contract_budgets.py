@@ -34,21 +34,16 @@ def budgeted(seed: int, *, penalised: bool = False) -> AssignmentProblem:
     return problem.replace(budgets=budgets, min_experts=np.minimum(problem.min_experts, 1))
 
 
-# `lagrangian` gets every eighth problem: its local search looks at 300,000 moves before it looks up, and takes
-# a quarter of a second where others take a few milliseconds. `make test-slow` gives it the others, and more.
-SHARE = {"lagrangian": 8}
-
-
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_budgets(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    for problem in examples(budgeted=True)[:: SHARE.get(exact_backend, 1)]:
+    for problem in examples(budgeted=True):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bite(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    for seed in range(0, 100, SHARE.get(exact_backend, 1)):
+    for seed in range(100):
         problem = budgeted(seed)
         assert_finds(exact_backend, problem, brute_force(problem))
 
