@@ -23,15 +23,15 @@ _NODES = 50  # looked at for every choice that may be listed
 
 @part
 def _listing_order(
-    reduced: Any, size: Any, client: int, reach: float, sort: bool, order: Any, key: Any, load: Any
+    reduced: Any, size: Any, client: int, lowest: float, sort: bool, order: Any, key: Any, load: Any
 ) -> int:
-    """Write the experts that a choice of so small a loss could hold into `order`; return how many.
+    """Write the possible experts of at least such a reduced score into `order`; return how many.
 
     By efficiency, where they are to be sorted.
     """
     count = 0
     for j in range(len(reduced)):
-        if reduced[j] < -reach:
+        if reduced[j] < lowest or reduced[j] == -np.inf:
             continue
         load[j] = 0.0
         for r in range(size.shape[0]):
@@ -159,7 +159,9 @@ def near_choices(
     `_list_choices`; arrays before `taken` are memory, ``table`` of one row per expert and one more.
     """
     sure_worth, sure_count, reach = 0.0, 0, limit
-    count = _listing_order(reduced, size, client, limit, budget < 0, order, key, load)
+    # Who must take so many may have to take some that cost more than a choice may lose.
+    lowest = -np.inf if least > 0 else -limit
+    count = _listing_order(reduced, size, client, lowest, budget < 0, order, key, load)
     for w in range(len(sure)):
         sure[w] = np.uint64(0)
     total = count

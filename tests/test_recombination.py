@@ -36,6 +36,10 @@ def every_mask(problem):
     return masks
 
 
+def finite_scores(problem):
+    return np.where(np.isfinite(problem.desirability), problem.desirability, 0.0).astype(np.float64)
+
+
 def call(clients, held, some, prices, *, allowed=-1.0, ascent=10, listed=10_000, effort=10_000_000):
     loads = held.sum(axis=0, dtype=np.int64)
     gained, slack = recombine(
@@ -56,7 +60,7 @@ def test_the_best_answer_for_a_part_is_found_and_proved(data, problem):
     n, m = problem.shape
     some = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))
     others = [i for i in range(n) if i not in some]
-    scores = np.where(np.isfinite(problem.desirability), problem.desirability, 0.0).astype(np.float64)
+    scores = finite_scores(problem)
     best = max((scores * mask).sum() for mask in masks if (mask[others] == held[others]).all())
     before = (scores * held).sum()
     prices = data.draw(hnp.arrays(np.float64, m, elements=PRICES))
@@ -69,6 +73,21 @@ def test_the_best_answer_for_a_part_is_found_and_proved(data, problem):
     assert slack == pytest.approx(0.0, abs=1e-6)
 
 
+def test_who_must_take_experts_may_take_some_that_cost_more_than_a_choice_may_lose():
+    budget = ResourceBudget("memory", np.zeros(3), np.zeros(3))
+    problem = AssignmentProblem(
+        [[1.0, 1.0, 1.0], [0.5, 1.0, 1.0], [0.75, 0.25, 1.0]],
+        [0, 3, 1],
+        min_experts=[0, 3, 1],
+        load_max=[1, 2, 3],
+        budgets=[budget],
+    )
+    held = np.array([[0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=np.int8)
+    gained, slack = call(Clients.of(problem), held, range(3), np.ones(3))
+    assert held.tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 1]]
+    assert (gained, slack) == (pytest.approx(0.75), 0.0)
+
+
 @settings(max_examples=100)
 @given(st.data(), oracle.tiny_problems(budgeted=True))
 def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
@@ -76,7 +95,7 @@ def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
     if not masks or not problem.budgets:
         return
     held = data.draw(st.sampled_from(masks)).copy()
-    scores = np.where(np.isfinite(problem.desirability), problem.desirability, 0.0).astype(np.float64)
+    scores = finite_scores(problem)
     best = max((scores * mask).sum() for mask in masks)
     prices = data.draw(hnp.arrays(np.float64, problem.n_experts, elements=PRICES))
     listed, effort = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 60))
@@ -126,11 +145,14 @@ def test_parts_start_from_shares_and_end_at_the_optimum(kinds):
     parts = Parts(clients, dual, rounded(clients, relaxed.shares), np.random.default_rng(0), lambda: 10.0)
     assert (parts.loads < 1).any()  # shares of a half are no assignment
     assert parts.fill()
-    worths = [parts.worth]
-    for _ in range(60):
-        parts.improve()
+    worths, slack = [parts.worth], np.inf
+    for _ in range(2000):
+        _, slack = parts.improve()
         worths.append(parts.worth)
         assert not violations(problem, Assignment.from_mask(parts.held.astype(np.bool_)))
+        if slack == 0.0:
+            break
+    assert slack == 0.0
     assert worths == sorted(worths)
     assert worths[-1] == pytest.approx(solve(problem, "milp-scipy").objective)
 
