@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,7 @@ class Parts:
         """Place what is missing at lower bounds, one at a time; return whether nothing is missing any more."""
         low, high = self.clients.load_min, self.clients.load_max
         for client in np.flatnonzero(self.held.sum(axis=1) < self.clients.least).tolist():
-            if not self._place(self._around([client]), np.minimum(low, self.loads), high):
+            if not self._place(partial(self._around, [client]), np.minimum(low, self.loads), high):
                 return False
         while self.left() > 0:
             short = np.flatnonzero(self.loads < low)
@@ -91,7 +92,7 @@ class Parts:
             lowest, highest = np.minimum(low, self.loads), high.copy()
             highest[short] = self.loads[short]
             lowest[expert] = highest[expert] = self.loads[expert] + 1
-            if not self._place(self._takers(expert), lowest, highest):
+            if not self._place(partial(self._takers, expert), lowest, highest):
                 return False
         return False
 
@@ -110,44 +111,36 @@ class Parts:
     def _scale(self) -> float:
         return float(np.abs(self.dual.prices).mean()) + float(np.abs(_finite(self.clients.gain)).mean())
 
-    def _takers(self, expert: int) -> Callable[[int], Ints]:
-        """Parts around clients that have room for an expert, or are likely to hold it."""
+    def _takers(self, expert: int, number: int) -> Ints:
+        """Choose clients around some that have room for an expert, and are likely to hold it."""
+        near = self._near[expert][self._near[expert] >= 0]
+        without = near[self.held[near, expert] == 0]
+        possible = (self.held[:, expert] == 0) & np.isfinite(self.clients.gain[:, expert])
+        candidates = without if len(without) else np.flatnonzero(possible)
+        takes = np.maximum(self.clients.size[:, candidates, expert], 1e-12)
+        fraction = np.clip(self._room[:, candidates] / takes, 0.0, 1.0).min(axis=0)
+        wanted = np.argsort(-(fraction + 0.5 * self.random.random(len(candidates))))
+        return self._around(candidates[wanted[: max(2, (2 * number) // 3)]].tolist(), number)
 
-        def part(number: int) -> Ints:
-            near = self._near[expert][self._near[expert] >= 0]
-            without = near[self.held[near, expert] == 0]
-            possible = (self.held[:, expert] == 0) & np.isfinite(self.clients.gain[:, expert])
-            candidates = without if len(without) else np.flatnonzero(possible)
-            takes = np.maximum(self.clients.size[:, candidates, expert], 1e-12)
-            fraction = np.clip(self._room[:, candidates] / takes, 0.0, 1.0).min(axis=0)
-            wanted = np.argsort(-(fraction + 0.5 * self.random.random(len(candidates))))
-            return self._around(candidates[wanted[: max(2, (2 * number) // 3)]].tolist())(number)
-
-        return part
-
-    def _around(self, first: list[int]) -> Callable[[int], Ints]:
-        """Parts of clients that compete with these."""
-
-        def part(number: int) -> Ints:
-            n, some = len(self.held), list(dict.fromkeys(first))
-            for _ in range(20 * number):
-                if len(some) >= min(number, n):
-                    break
-                experts = np.flatnonzero(self.held[some[self.random.integers(len(some))]])
-                other = int(self.random.integers(n))
-                if len(experts):
-                    other = int(self._near[self.random.choice(experts), self.random.integers(min(n, _NEAR))])
-                if other >= 0 and other not in some:
-                    some.append(other)
-            return np.sort(np.array(some))
-
-        return part
+    def _around(self, first: list[int], number: int) -> Ints:
+        """Choose clients that compete with these for experts."""
+        n, some = len(self.held), list(first)
+        for _ in range(20 * number):
+            if len(some) >= min(number, n):
+                break
+            other = int(self.random.integers(n))
+            experts = np.flatnonzero(self.held[some[self.random.integers(len(some))]]) if some else np.zeros(0)
+            if len(experts):
+                other = int(self._near[self.random.choice(experts), self.random.integers(min(n, _NEAR))])
+            if other >= 0 and other not in some:
+                some.append(other)
+        return np.sort(np.array(some, dtype=np.int64))
 
     def improve(self) -> tuple[float, float]:
         """Recombine a part; return what was gained, and how much better an answer could be (infinite: unknown)."""
         n = len(self.held)
         number = min(n, max(_FEWEST, int(self._number)))
-        some = np.arange(n) if number == n else self._around([self._seed()])(number)
+        some = np.arange(n) if number == n else self._around([self._seed()], number)
         key, state = tuple(some.tolist()), (int(self._version[some].sum()), self._effort)
         self.exhausted = number == n and self._effort == _MOST_EFFORT and self._settled.get(key) == state
         if self._settled.get(key) == state:
@@ -218,7 +211,8 @@ def rounded(clients: Clients, shares: Floats) -> Held:
     ndarray, shape (n, m), int8
     """
     held = ((shares > 0.5) & np.isfinite(clients.gain)).astype(np.int8)
-    for i in range(len(held)):
+    over = ((clients.size * held).sum(axis=2) > 1.0 + 1e-11).any(axis=0) | (held.sum(axis=1) > clients.most)
+    for i in np.flatnonzero(over).tolist():
         experts = np.flatnonzero(held[i])
         experts = experts[np.argsort(-shares[i, experts], kind="stable")]
         used = np.cumsum(clients.size[:, i, experts], axis=1)
