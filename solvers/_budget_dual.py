@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,20 @@ class Clients:
         whole = has_whole_scores(problem)
         low, high = bounds.expert_min, bounds.expert_max
         return cls(gain, size, bounds.client_min, most, low, high, units, budgets, whole)
+
+    def part(self, some: Ints, load_min: Ints, load_max: Ints) -> Clients:
+        """Keep some of the clients, in order, with other bounds of the loads."""
+        return replace(
+            self,
+            gain=self.gain[some],
+            size=np.ascontiguousarray(self.size[:, some]),
+            least=self.least[some],
+            most=self.most[some],
+            load_min=load_min,
+            load_max=load_max,
+            units=self.units[some],
+            budgets=self.budgets[some],
+        )
 
     def round_down(self, bound: float) -> float:
         """Use that objectives are whole numbers, where they are."""

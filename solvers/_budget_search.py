@@ -19,6 +19,8 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
 from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._choice_master import Generated, generate
+from fedmoe_sched.solvers._choice_program import choose
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
 from fedmoe_sched.solvers.flow_ortools import OrToolsFlow
@@ -33,9 +35,14 @@ _DESCENT, _FIRST = 0.02, 0.25  # of it, for local search with and without an ans
 _NEAR = 8  # clients of an expert that the local search looks at
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
+_MANY = 2  # clients per expert from which on prices come from column generation
+_PRICING, _GENERATING = 0.4, 0.7  # of the time left, for first prices, and by column generation
+_NARROW, _WIDEN = 1e-4, 4.0  # of the bound, that choices lose at most in the first program of them; and the next
+_COMBINING = 0.4  # of the time left, for such a program
+_TOGETHER = 4  # clients per expert in a program that untangles shares, at first
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _STEPS = 300  # on the way to better prices
-_ROUNDING = 1e-10  # of an objective
+_ROUNDING, _WHOLE = 1e-10, 1e-6  # of an objective, and of shares
 
 Mask = npt.NDArray[np.bool_]
 
@@ -49,6 +56,7 @@ def load_kernels() -> None:
     search = Search(tiny, Limits(time=1.0))
     search.price(np.zeros(2))
     search.descend(0.0, 0.0)
+    choose(search.clients, search.dual, 0.0, None, 1.0)
     Parts(search.clients, search.dual, np.zeros((2, 2), dtype=np.int8), search.random, lambda: 1.0).improve()
 
 
@@ -79,6 +87,10 @@ class Search:
         self.clients = Clients.of(self.problem)
         self.random = np.random.default_rng(self.limits.seed)
         self.relaxed: Relaxation | None = None
+        self._limit, self._combined = (
+            0.0,
+            -1.0,
+        )  # of the loss of choices: in the next program of them, in the last one
         self.dual = Dual(np.zeros(self.problem.n_experts), np.zeros((1, 1)), math.inf, np.zeros(0))
 
     def left(self, share: float = 1.0) -> float:
@@ -87,10 +99,20 @@ class Search:
         return max(0.0, share * (total - (time.perf_counter() - self.started)))
 
     @property
+    def many(self) -> bool:
+        """Whether there are many clients of few experts."""
+        n, m = self.problem.shape
+        return n >= _MANY * m
+
+    @property
+    def bound(self) -> float:
+        """No assignment is worth more; infinite as long as that is all that is known."""
+        return min(self.claim, self.clients.round_down(self.dual.bound))
+
+    @property
     def proved(self) -> bool:
         """Whether no assignment is better than the best one."""
-        bound = min(self.claim, self.clients.round_down(self.dual.bound))
-        return self.held is not None and bound - self.worth <= _ROUNDING * max(1.0, abs(self.worth))
+        return self.held is not None and self.bound - self.worth <= _ROUNDING * max(1.0, abs(self.worth))
 
     def run(self, prices: npt.NDArray[np.float64] | None) -> Answer:
         """Search until the answer is proved or the time is over.
@@ -107,26 +129,44 @@ class Search:
         if not (self.price(prices) and self.improve()):
             return Answer(StopReason.PROVED_INFEASIBLE)
         assignment = None if self.held is None else Assignment.from_mask(self.held)
-        bound = self.claim if math.isfinite(self.claim) else None
-        if self.proved:  # with knapsacks that may be bounded more closely than the certificate's
-            bound = self.worth + _ROUNDING * max(1.0, abs(self.worth))
+        bound = self.worth if self.proved else self.bound
+        bound += _ROUNDING * max(1.0, abs(bound))  # knapsacks may be bounded more closely than the certificate's
         known = self.dual.prices if math.isfinite(self.dual.bound) else None
-        return Answer(StopReason.COMPLETED if self.proved else StopReason.TIME_LIMIT, assignment, known, bound)
+        return Answer(
+            StopReason.COMPLETED if self.proved else StopReason.TIME_LIMIT,
+            assignment,
+            known,
+            bound if math.isfinite(bound) else None,
+        )
 
     def price(self, prices: npt.NDArray[np.float64] | None) -> bool:
         """Find prices and their bound; return whether the linear relaxation has a solution."""
+        if not np.isfinite(self.clients.gain).any():
+            return self._climb(None)
+        if self.many:
+            found = self._generate(self.clients, self.left(_GENERATING), prices)
+            self.dual = found.dual.estimate(self.clients)
+            largest = np.abs(self.clients.gain).max(where=np.isfinite(self.clients.gain), initial=0.0)
+            self._limit = _NARROW * max(abs(self.dual.bound), float(largest))
+            self.relaxed = Relaxation(found.dual.prices, self.dual.multipliers, found.shares)
+            return not found.infeasible
+        self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
+        return not infeasible and self._climb(prices)
+
+    def _generate(self, clients: Clients, seconds: float, prices: npt.NDArray[np.float64] | None) -> Generated:
+        end = self.left() - seconds
+        return generate(clients, self.random, lambda: self.left() - end, prices)
+
+    def _climb(self, prices: npt.NDArray[np.float64] | None) -> bool:
+        """Improve the prices of the linear relaxation by subgradient steps."""
         gain = np.where(np.isfinite(self.clients.gain), self.clients.gain, 0.0)
         start = np.zeros(gain.shape[1])
         forced = self.clients.load_min > 0
         start[forced] = np.sort(gain[:, forced], axis=0)[-2:].mean(axis=0)
-        if np.isfinite(self.clients.gain).any():
-            self.relaxed, infeasible = linear_relaxation(self.problem, self.left(0.4) + 1e-3)
-            if infeasible:
-                return False
-            if self.relaxed is not None:
-                start = self.relaxed.prices
-            elif prices is not None:
-                start = prices
+        if self.relaxed is not None:
+            start = self.relaxed.prices
+        elif prices is not None:
+            start = prices
         self.dual = Dual.at(self.clients, start)[0]
         if math.isfinite(self.dual.bound):
             target = self.dual.bound - _TARGET * abs(self.dual.bound)
@@ -199,7 +239,9 @@ class Search:
             self.claim = min(self.claim, self.clients.round_down(parts.worth + slack))
             if (since >= _STALLED or parts.exhausted) and not self.proved:
                 since = 0
-                self.try_all(self.left(0.9 if parts.exhausted else _SHARE))
+                share = 0.9 if parts.exhausted else _SHARE
+                if not (self.many and self.combine(self.left(share))):
+                    self.try_all(self.left(share))
                 if self.worth > parts.worth:
                     assert self.held is not None
                     parts.restart(self.held.astype(np.int8))
@@ -214,6 +256,10 @@ class Search:
 
     def _start_parts(self) -> Parts | None:
         """Return a first answer: from the linear relaxation, by local search, or from one with more room."""
+        if self.many and self.relaxed is not None:
+            self.untangle(self.relaxed.shares)
+            if self.held is not None:
+                return self._parts(self.held.astype(np.int8), self.left)
         parts = self._filled(self.relaxed, _FILL)
         if parts is not None:
             return parts
@@ -221,8 +267,53 @@ class Search:
         if self.held is not None:
             return self._parts(self.held.astype(np.int8), self.left)
         if self.relaxed is not None:
-            parts = self._filled(linear_relaxation(self._roomy(self.relaxed), self.left(0.3))[0], 0.3)
+            roomy = self._roomy(self.relaxed)
+            if self.many:
+                found = self._generate(Clients.of(roomy), self.left(0.3), self.dual.prices)
+                return self._filled(self.relaxed._replace(shares=found.shares), 0.3)
+            parts = self._filled(linear_relaxation(roomy, self.left(0.3))[0], 0.3)
         return parts
+
+    def untangle(self, shares: npt.NDArray[np.float64]) -> None:
+        """Round shares of choices: those who are torn between several choose anew, with some others, then more."""
+        n, m = shares.shape
+        nearest = np.rint(shares)
+        torn = (np.abs(shares - nearest) > _WHOLE).any(axis=1)
+        known = nearest > 0
+        if not torn.any():
+            self.adopt(Assignment.from_mask(known))
+        order = np.argsort(self.random.random(n) - torn)
+        size = max(_TOGETHER * m, 2 * int(torn.sum()))
+        while self.held is None and self.left() > 0:
+            found = choose(
+                self.clients, self.dual, self._limit, known, self.left(_COMBINING), np.sort(order[:size])
+            )
+            if found.held is not None:
+                self.adopt(Assignment.from_mask(found.held))
+            if size >= n:
+                break
+            size *= 4
+
+    def combine(self, seconds: float) -> bool:
+        """Solve programs in choices that lose little, then more, until one proves the best answer.
+
+        Returns whether there was one that was not solved before.
+        """
+        end, tried = self.left() - seconds, False
+        while not self.proved and self.left() > end:
+            gap = self.clients.round_down(self.dual.bound) - self.worth
+            limit = min(self._limit, (1 + 1e-9) * gap)
+            if limit <= self._combined:
+                break
+            found = choose(self.clients, self.dual, limit, self.held, self.left() - end)
+            tried = True
+            if found.held is not None:
+                self.adopt(Assignment.from_mask(found.held))
+            self.claim = min(self.claim, max(self.clients.round_down(found.bound), self.worth))
+            self._combined, self._limit = limit, _WIDEN * limit
+            if not math.isfinite(found.bound):
+                break
+        return tried
 
     def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
         """Round a linear relaxation, and place what is missing; None where that fails."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack
-from fedmoe_sched.solvers._newton_kernels import part
+from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack, weigh
+from fedmoe_sched.solvers._newton_kernels import jit, part
 
-__all__ = ["near_choices", "sort_choices"]
+__all__ = ["list_near", "near_choices", "sort_choices"]
 
 _CLOSER = 1.6  # how much less a listed choice may lose where there are too many
 _LEAST_REACH = 1e-9
@@ -23,7 +23,7 @@ _NODES = 50  # looked at for every choice that may be listed
 
 @part
 def _listing_order(
-    reduced: Any, size: Any, client: int, lowest: float, sort: bool, order: Any, key: Any, load: Any
+    reduced: Any, size: Any, client: int, most: int, lowest: float, sort: bool, order: Any, key: Any, load: Any
 ) -> int:
     """Write the possible experts of at least such a reduced score into `order`; return how many.
 
@@ -33,14 +33,10 @@ def _listing_order(
     for j in range(len(reduced)):
         if reduced[j] < lowest or reduced[j] == -np.inf:
             continue
-        load[j] = 0.0
-        for r in range(size.shape[0]):
-            load[j] += size[r, client, j]
-        key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
         order[count] = j
         count += 1
     if sort:
-        rank(key, order, count)
+        weigh(reduced, size, client, most, order, count, np.empty((2, size.shape[0] + 1)), key, load)
     return count
 
 
@@ -107,7 +103,7 @@ def _list_choices(  # noqa: PLR0912, PLR0915
                 if budget >= 0:
                     rest = table[depth + 1, room - units[j]]
                 else:
-                    rest = fractional(key, reduced, load, order, depth + 1, count, resources - total - load[j])
+                    rest = fractional(key, reduced, load, order, depth + 1, count, 1.0 - total - load[j])
                 fits = fits and value + reduced[j] + rest >= worth - reach
             if fits:
                 value += reduced[j]
@@ -135,7 +131,7 @@ def _list_choices(  # noqa: PLR0912, PLR0915
             if budget >= 0:
                 rest = table[depth + 1, room]
             else:
-                rest = fractional(key, reduced, load, order, depth + 1, count, resources - total)
+                rest = fractional(key, reduced, load, order, depth + 1, count, 1.0 - total)
             nodes += 1
             if held + count - depth - 1 >= least and value + rest >= worth - reach:
                 depth += 1
@@ -161,7 +157,7 @@ def near_choices(
     sure_worth, sure_count, reach = 0.0, 0, limit
     # Who must take so many may have to take some that cost more than a choice may lose.
     lowest = -np.inf if least > 0 else -limit
-    count = _listing_order(reduced, size, client, lowest, budget < 0, order, key, load)
+    count = _listing_order(reduced, size, client, most, lowest, budget < 0, order, key, load)
     for w in range(len(sure)):
         sure[w] = np.uint64(0)
     total = count
@@ -207,3 +203,56 @@ def sort_choices(taken: Any, loss: Any, first: int, found: int, ranks: Any, spar
         loss[first + q] = -spare_loss[ranks[q]]
         for w in range(taken.shape[1]):
             taken[first + q, w] = spare[ranks[q], w]
+
+
+@jit
+def list_near(
+    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, prices: Any, worth: Any, limit: float,
+    listed_most: int,
+) -> Any:  # fmt: skip
+    """List the choices of every client that lose at most `limit`, or less where they are more than `listed_most`.
+
+    Parameters
+    ----------
+    gain, size, least, most, units, budgets
+        As in `fedmoe_sched.solvers._budget_dual.Clients`.
+    prices : ndarray, shape (m,)
+    worth : ndarray, shape (n,)
+        At least what each client's best choice is worth at these prices.
+    limit : float
+    listed_most : int
+
+    Returns
+    -------
+    taken : ndarray, shape (n * listed_most, words), uint64
+        Experts of the choices, as bits.
+    starts : ndarray, shape (n + 1,), int64
+        Where the choices of each client begin, and the last ones end.
+    whole : bool
+        Whether no choice that loses at most `limit` is missing.
+    """
+    n, m = gain.shape
+    words, widest = (m + 63) >> 6, 0
+    for i in range(n):
+        widest = max(widest, budgets[i])
+    taken, loss = np.empty((n * listed_most, words), np.uint64), np.empty(n * listed_most)
+    table = np.empty((m + 1, widest + 1))
+    reduced, key, load = np.empty(m), np.empty(m), np.empty(m)
+    order, state = np.empty(m + 1, np.int64), np.empty(m + 1, np.int64)
+    used, sure, starts, whole = (
+        np.empty(size.shape[0]),
+        np.empty(words, np.uint64),
+        np.empty(n + 1, np.int64),
+        True,
+    )
+    starts[0] = 0
+    for i in range(n):
+        for j in range(m):
+            reduced[j] = gain[i, j] - prices[j]
+        found, all_ = near_choices(
+            reduced, size, units[i], budgets[i], i, least[i], most[i], worth[i], limit, order, key, load, table,
+            state, used, sure, taken, loss, starts[i], listed_most,
+        )  # fmt: skip
+        whole = whole and all_
+        starts[i + 1] = starts[i] + max(found, 0)
+    return taken[: starts[n]], starts, whole

@@ -14,9 +14,11 @@ import numpy as np
 
 from fedmoe_sched.solvers._newton_kernels import jit, part
 
-__all__ = ["core_of", "fractional", "multipliers", "rank", "respond", "split_knapsack"]
+__all__ = ["core_of", "fractional", "multipliers", "rank", "respond", "split_knapsack", "weigh"]
 
 _MOST_NODES = 2000
+_WEIGHINGS, _STALLED = 12, 2  # weights of resources that are tried, and so many without a better bound,
+_BETTER = 0.999  # that is, so many times the one before
 _NEXT, _TINY = 0.8, 1e-12  # of the efficiency of experts, that the next to be sorted have at least
 
 
@@ -166,25 +168,78 @@ def fractional(key: Any, reduced: Any, load: Any, listed: Any, start: int, size:
 
 
 @part
-def _by_branching(  # noqa: PLR0912, PLR0915
+def weigh(  # noqa: PLR0912
+    reduced: Any, size: Any, client: int, most: int, listed: Any, count: int, weight: Any, key: Any, load: Any
+) -> float:  # fmt: skip
+    """Weigh all resources, and the count, so that the knapsack of their weighted sum bounds a client closely.
+
+    Any weights give a bound (surrogate relaxation: Glover 1975, *Operations Research* 23); those of what is taken
+    too much of rise. They sum to 1, and so does what there is. Writes `load`, what each expert takes of it, and
+    `key`, what it is worth per load; sorts `listed` by it. ``weight`` is memory, shape (2, R + 1). Returns the
+    bound.
+    """
+    resources = size.shape[0]
+    positive = 0
+    for k in range(count):
+        if reduced[listed[k]] > 0.0:
+            positive += 1
+    one = 1.0 / max(most, 1)
+    kinds = resources + 1 if most < positive else resources
+    for r in range(resources + 1):
+        weight[0, r] = weight[1, r] = 1.0 / kinds if r < kinds else 0.0
+    bound, now, stalled = np.inf, 0, 0
+    for step in range(_WEIGHINGS + 1):
+        if step == _WEIGHINGS or stalled == _STALLED:
+            now = 1  # the best weights once more at the end
+        for k in range(count):
+            j = listed[k]
+            load[j] = weight[now, resources] * one
+            for r in range(resources):
+                load[j] += weight[now, r] * size[r, client, j]
+            key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
+        rank(key, listed, count)
+        value = fractional(key, reduced, load, listed, 0, count, 1.0)
+        if now == 1 or kinds == 1:
+            return value
+        stalled = 0 if value < _BETTER * bound else stalled + 1
+        if value < bound:
+            bound = value
+            for r in range(kinds):
+                weight[1, r] = weight[0, r]
+        largest, total = 0.0, 0.0
+        for r in range(kinds):
+            taken, room = 0.0, 1.0
+            for k in range(count):
+                j = listed[k]
+                if key[j] <= 0.0 or room <= 0.0:
+                    break
+                part_ = min(1.0, room / load[j]) if load[j] > 0.0 else 1.0
+                taken += part_ * (one if r == resources else size[r, client, j])
+                room -= part_ * load[j]
+            largest = max(largest, taken)
+            weight[0, r] *= np.exp(min(taken - 1.0, 2.0))
+            total += weight[0, r]
+        for r in range(kinds):
+            weight[0, r] /= total
+        if largest <= 1.0:  # it fits, all but one whole: no weights bound more closely
+            return value
+    return bound
+
+
+@part
+def _by_branching(  # noqa: PLR0912
     reduced: Any, size: Any, client: int, listed: Any, count: int, least: int, most: int, key: Any, load: Any,
-    state: Any, used: Any, best: Any,
+    state: Any, used: Any, best: Any, weight: Any,
 ) -> Any:  # fmt: skip
     """Search the choices of a client; mark the best one in `best`; return its worth and an upper bound."""
     resources = size.shape[0]
     for k in range(count):
-        j = listed[k]
-        load[j] = 0.0
-        for r in range(resources):
-            load[j] += size[r, client, j]
-        key[j] = reduced[j] / (load[j] + 1e-12) if reduced[j] > 0.0 else reduced[j]
         best[k] = 0
         state[k] = 0
-    rank(key, listed, count)
+    ceiling = weigh(reduced, size, client, most, listed, count, weight, key, load)
     for r in range(resources):
         used[r] = 0.0
     worth, record, held, depth, nodes, total = 0.0, -np.inf, 0, 0, 0, 0.0
-    ceiling = fractional(key, reduced, load, listed, 0, count, float(resources))
     complete = True
     while True:
         if nodes > _MOST_NODES:
@@ -200,7 +255,7 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         elif not hopeless:
             rest = 0.0
             if held < most:
-                rest = fractional(key, reduced, load, listed, depth, count, resources - total)
+                rest = fractional(key, reduced, load, listed, depth, count, 1.0 - total)
             hopeless = worth + rest <= record
         if hopeless:
             depth -= 1
@@ -285,7 +340,7 @@ def respond(  # noqa: PLR0912
     table, took = np.empty(widest + 1), np.empty((m if widest > 0 else 1, widest + 1), np.int8)
     reduced, key, load = np.empty(m), np.empty(m), np.empty(m)
     listed, state, best = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int64)
-    used = np.empty(size.shape[0])
+    used, weight = np.empty(size.shape[0]), np.empty((2, size.shape[0] + 1))
     for i in range(n):
         count = 0
         for j in range(m):
@@ -320,11 +375,17 @@ def respond(  # noqa: PLR0912
             worth[i] = min(
                 value, _by_core(reduced, units[i], budgets[i], most[i], key, listed, count, table, took, chosen[i])
             )
-        else:
+            value, kept = worth[i], 0
+            for j in range(m):
+                if chosen[i, j]:
+                    value -= reduced[j]
+                    kept += 1
+            fits = kept < most[i] or value <= 1e-9 * (1.0 + worth[i])
+        if not fits:  # several resources, no units, or more experts than the client may take
             record, ceiling = _by_branching(
-                reduced, size, i, listed, count, least[i], most[i], key, load, state, used, best
+                reduced, size, i, listed, count, least[i], most[i], key, load, state, used, best, weight
             )
-            worth[i] = min(value, ceiling)
+            worth[i] = min(worth[i], ceiling)
             if record > -np.inf:
                 for k in range(count):
                     chosen[i, listed[k]] = best[k]

@@ -38,6 +38,10 @@ class Lagrangian(Solver[_Model]):
     Parts grow with success: where they reach all clients, the answer is optimal, on the word of this search. Now
     and then the integer program of all pairs that a better answer could hold is tried (`milp-scipy`).
 
+    Where there are many clients of few experts, prices and a first answer come from column generation over choices
+    (Dantzig and Wolfe 1960, *Operations Research* 8), and integer programs in the choices that lose little improve
+    and prove it.
+
     Answers within a time limit depend on the clock, and may differ from run to run. The kernels are compiled when
     they are first used, and kept on disk.
 

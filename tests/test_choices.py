@@ -1,0 +1,147 @@
+"""Column generation and integer programs over choices of clients: against every assignment of tiny problems."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba")
+pytest.importorskip("ortools")
+
+from fedmoe_sched import AssignmentProblem, Limits, ResourceBudget, Status, instances, solve
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import violations
+from fedmoe_sched.solvers._budget_dual import Clients, Dual
+from fedmoe_sched.solvers._choice_master import generate
+from fedmoe_sched.solvers._choice_program import choose
+
+
+def contended(n, m, *, seed=0, resources=2, step=0.0, exactly=None):
+    """Clients of different budgets crowd onto the good experts; with a step, scores are tied."""
+    rng = np.random.default_rng(seed)
+    base = instances.clustered(n, m, seed=seed)
+    scores = np.rint(base.desirability / step) * step if step else base.desirability
+    sizes = [rng.integers(20, 61, (n, m)).astype(float), rng.uniform(5, 20, m)]
+    budgets = [np.maximum(60, rng.lognormal(math.log(120), 0.4, n)), rng.uniform(20, 60, n)]
+    return AssignmentProblem(
+        scores,
+        base.capacity,
+        load_min=base.load_min if exactly is None else exactly,
+        load_max=base.load_max if exactly is None else exactly,
+        budgets=[ResourceBudget(f"resource {r}", sizes[r], budgets[r]) for r in range(resources)],
+    )
+
+
+def generated(clients, seconds=60.0, known=None):
+    return generate(clients, np.random.default_rng(0), lambda: seconds, known)
+
+
+@settings(max_examples=150)
+@given(oracle.tiny_problems(budgeted=True))
+def test_the_bound_holds_and_infeasible_is_only_what_is(problem):
+    clients = Clients.of(problem)
+    if not problem.budgets or not np.isfinite(clients.gain).any():
+        return
+    best = oracle.brute_force(problem)
+    found = generated(clients)
+    if found.infeasible:
+        assert best is None
+    elif best is not None:
+        assert found.dual.bound >= best - 1e-6
+        assert found.dual.bound == pytest.approx(Dual.at(clients, found.dual.prices)[0].bound)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shares_are_worth_the_bound_and_keep_all_bounds(seed):
+    problem = contended(120, 8, seed=seed)
+    clients = Clients.of(problem)
+    found = generated(clients)
+    assert (np.where(found.shares > 0, problem.desirability, 0.0) * found.shares).sum() == pytest.approx(
+        found.dual.bound, rel=1e-6
+    )
+    loads = found.shares.sum(axis=0)
+    assert (loads >= problem.load_min - 1e-6).all()
+    assert (loads <= problem.load_max + 1e-6).all()
+    for resource in problem.budgets:
+        used = (resource.sizes_of(np.arange(120)) * found.shares).sum(axis=1)
+        assert (used <= resource.budget * (1 + 1e-9)).all()
+    torn = ((found.shares > 1e-6) & (found.shares < 1 - 1e-6)).any(axis=1)
+    assert torn.sum() <= 8  # a row per expert
+
+
+def test_prices_of_a_similar_problem_lead_to_the_same_bound():
+    clients = Clients.of(contended(120, 8))
+    first = generated(clients)
+    again = generated(clients, known=first.dual.prices * 1.1)
+    assert again.dual.bound == pytest.approx(first.dual.bound, rel=1e-6)
+
+
+def test_without_time_there_is_a_bound_all_the_same():
+    clients = Clients.of(contended(120, 8))
+    assert generated(clients, seconds=0.0).dual.bound >= generated(clients).dual.bound - 1e-6
+
+
+@settings(max_examples=150)
+@given(st.data(), oracle.tiny_problems(budgeted=True))
+def test_choices_that_lose_little_hold_the_best_or_the_bound_says_so(data, problem):
+    if not problem.budgets or not np.isfinite(Clients.of(problem).gain).any():
+        return
+    clients = Clients.of(problem)
+    prices = np.array(
+        data.draw(st.lists(st.floats(-1, 1), min_size=problem.n_experts, max_size=problem.n_experts))
+    )
+    dual = Dual.at(clients, prices)[0]
+    best = oracle.brute_force(problem)
+    found = choose(clients, dual, data.draw(st.sampled_from([0.0, 0.5, 100.0])), None, 10.0)
+    worth = -math.inf
+    if found.held is not None:
+        assignment = Assignment.from_mask(found.held)
+        assert not violations(problem, assignment)
+        worth = float(np.where(found.held, problem.desirability, 0.0).sum())
+    if best is not None:
+        assert best <= max(worth, found.bound) + 1e-6
+
+
+def test_only_some_clients_choose_anew():
+    problem = contended(60, 6)
+    clients = Clients.of(problem)
+    best = solve(problem, "milp-scipy")
+    held = best.assignment.toarray().astype(bool)
+    some = np.arange(10, 30)
+    tangled = held.copy()
+    tangled[some] = False
+    dual = generated(clients).dual
+    found = choose(clients, dual, 10.0, tangled, 10.0, some)
+    others = np.setdiff1d(np.arange(60), some)
+    assert (found.held[others] == held[others]).all()
+    assert not violations(problem, Assignment.from_mask(found.held))
+    assert found.bound == math.inf
+    assert np.where(found.held, problem.desirability, 0.0).sum() == pytest.approx(best.objective)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        contended(60, 6),
+        contended(60, 6, step=0.05),
+        contended(80, 10, resources=1, exactly=8),
+        contended(60, 6, seed=1, step=0.1, exactly=7),
+    ],
+    ids=["spread", "tied", "exact loads", "tied, exact loads"],
+)
+def test_many_clients_are_solved_to_the_optimum(problem):
+    ours, reference = solve(problem, "lagrangian", limits=Limits(time=20.0)), solve(problem, "milp-scipy")
+    assert ours.status is reference.status is Status.OPTIMAL
+    assert ours.objective == pytest.approx(reference.objective)
+    assert ours.verify().feasible
+
+
+def test_too_little_room_for_many_clients_is_infeasible():
+    problem = contended(60, 6, exactly=40)
+    assert solve(problem, "milp-scipy").status is Status.INFEASIBLE
+    assert solve(problem, "lagrangian").status is Status.INFEASIBLE
