@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched.knapsack_bound import whole_units
+from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
 from fedmoe_sched.solvers._knapsack_kernels import multipliers, respond
@@ -44,6 +45,10 @@ class Clients:
         The same in whole units, where there is one resource; budgets are -1 elsewhere.
     whole : bool
         Whether all objectives are whole numbers.
+    penalty : LoadPenalty or None
+        Of the loads.
+    share : float
+        That these clients are of those whose loads are bounded and penalised; 1 but for samples.
     """
 
     gain: Floats
@@ -55,6 +60,8 @@ class Clients:
     units: Ints
     budgets: Ints
     whole: bool
+    penalty: LoadPenalty | None = None
+    share: float = 1.0
 
     @classmethod
     def of(cls, problem: AssignmentProblem) -> Clients:
@@ -72,23 +79,44 @@ class Clients:
         size[:, ~network.eligible] = 0.0
         most = np.minimum(bounds.client_max, network.eligible.sum(axis=1))
         units, budgets = _in_units(problem, network.eligible)
-        whole = has_whole_scores(problem)
+        whole = problem.load_penalty is None and has_whole_scores(problem)
         low, high = bounds.expert_min, bounds.expert_max
-        return cls(gain, size, bounds.client_min, most, low, high, units, budgets, whole)
+        penalty = problem.load_penalty
+        return cls(gain, size, bounds.client_min, most, low, high, units, budgets, whole, penalty)
 
-    def part(self, some: Ints, load_min: Ints, load_max: Ints) -> Clients:
-        """Keep some of the clients, in order, with other bounds of the loads."""
+    def sample(self, some: Ints) -> Clients:
+        """Keep some of the clients, in order, and their share of the bounds and penalties of the loads."""
+        share = len(some) / len(self.gain)
+        if self.penalty is not None:
+            return replace(self._only(some), share=share)
+        low, high = np.floor(self.load_min * share), np.ceil(self.load_max * share)
+        return replace(self._only(some), load_min=low.astype(np.int64), load_max=high.astype(np.int64))
+
+    def beside(self, some: Ints, loads: Ints) -> Clients:
+        """Keep some of the clients, in order, where the others make up such loads."""
+        return replace(
+            self._only(some),
+            load_min=np.maximum(self.load_min - loads, 0),
+            load_max=self.load_max - loads,
+            penalty=None if self.penalty is None else self.penalty.after(loads),
+        )
+
+    def _only(self, some: Ints) -> Clients:
         return replace(
             self,
             gain=self.gain[some],
             size=np.ascontiguousarray(self.size[:, some]),
             least=self.least[some],
             most=self.most[some],
-            load_min=load_min,
-            load_max=load_max,
             units=self.units[some],
             budgets=self.budgets[some],
         )
+
+    def places(self, prices: Floats) -> float:
+        """Return what places at the experts are worth at most at these prices, less the penalty."""
+        if self.penalty is None:
+            return float(self.load_max @ np.maximum(prices, 0) - self.load_min @ np.maximum(-prices, 0))
+        return self.share * float(self.penalty.conjugate(prices, self.load_min, self.load_max).sum())
 
     def round_down(self, bound: float) -> float:
         """Use that objectives are whole numbers, where they are."""
@@ -133,10 +161,8 @@ class Dual:
             clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets,
             prices, chosen, worth,
         )  # fmt: skip
-        loads = clients.load_max * np.maximum(prices, 0) - clients.load_min * np.maximum(-prices, 0)
-        return cls(
-            prices, np.zeros((len(clients.size), len(worth))), float(worth.sum() + loads.sum()), worth
-        ), chosen
+        bound = float(worth.sum()) + clients.places(prices)
+        return cls(prices, np.zeros((len(clients.size), len(worth))), bound, worth), chosen
 
     def reduced(self, clients: Clients) -> Floats:
         """Return scores less prices and what the budgets used are worth; shape (n, m), -inf where not possible."""

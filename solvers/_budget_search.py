@@ -19,8 +19,6 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
 from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
-from fedmoe_sched.solvers._choice_master import Generated, generate
-from fedmoe_sched.solvers._choice_program import choose
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
 from fedmoe_sched.solvers.flow_ortools import OrToolsFlow
@@ -35,14 +33,10 @@ _DESCENT, _FIRST = 0.02, 0.25  # of it, for local search with and without an ans
 _NEAR = 8  # clients of an expert that the local search looks at
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
-_MANY = 2  # clients per expert from which on prices come from column generation
-_PRICING, _GENERATING = 0.4, 0.7  # of the time left, for first prices, and by column generation
-_NARROW, _WIDEN = 1e-4, 4.0  # of the bound, that choices lose at most in the first program of them; and the next
-_COMBINING = 0.4  # of the time left, for such a program
-_TOGETHER = 4  # clients per expert in a program that untangles shares, at first
+_PRICING = 0.4  # of the time left, for the linear relaxation
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _STEPS = 300  # on the way to better prices
-_ROUNDING, _WHOLE = 1e-10, 1e-6  # of an objective, and of shares
+_ROUNDING = 1e-10  # of an objective
 
 Mask = npt.NDArray[np.bool_]
 
@@ -56,7 +50,6 @@ def load_kernels() -> None:
     search = Search(tiny, Limits(time=1.0))
     search.price(np.zeros(2))
     search.descend(0.0, 0.0)
-    choose(search.clients, search.dual, 0.0, None, 1.0)
     Parts(search.clients, search.dual, np.zeros((2, 2), dtype=np.int8), search.random, lambda: 1.0).improve()
 
 
@@ -99,12 +92,6 @@ class Search:
         return max(0.0, share * (total - (time.perf_counter() - self.started)))
 
     @property
-    def many(self) -> bool:
-        """Whether there are many clients of few experts."""
-        n, m = self.problem.shape
-        return n >= _MANY * m
-
-    @property
     def bound(self) -> float:
         """No assignment is worth more; infinite as long as that is all that is known."""
         return min(self.claim, self.clients.round_down(self.dual.bound))
@@ -143,19 +130,12 @@ class Search:
         """Find prices and their bound; return whether the linear relaxation has a solution."""
         if not np.isfinite(self.clients.gain).any():
             return self._climb(None)
-        if self.many:
-            found = self._generate(self.clients, self.left(_GENERATING), prices)
-            self.dual = found.dual.estimate(self.clients)
-            largest = np.abs(self.clients.gain).max(where=np.isfinite(self.clients.gain), initial=0.0)
-            self._limit = _NARROW * max(abs(self.dual.bound), float(largest))
-            self.relaxed = Relaxation(found.dual.prices, self.dual.multipliers, found.shares)
-            return not found.infeasible
         self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
         return not infeasible and self._climb(prices)
 
-    def _generate(self, clients: Clients, seconds: float, prices: npt.NDArray[np.float64] | None) -> Generated:
-        end = self.left() - seconds
-        return generate(clients, self.random, lambda: self.left() - end, prices)
+    def relax(self, problem: AssignmentProblem, seconds: float) -> Relaxation | None:
+        """Solve the linear relaxation of a problem like this one."""
+        return linear_relaxation(problem, seconds)[0]
 
     def _climb(self, prices: npt.NDArray[np.float64] | None) -> bool:
         """Improve the prices of the linear relaxation by subgradient steps."""
@@ -180,7 +160,7 @@ class Search:
         So many seconds after there is an answer, but no more than `first` for it.
         """
         reduced = self.dual.reduced(self.clients)
-        current = self._start(reduced)
+        current = self._from_network(reduced)
         if current is None:
             return
         order = np.argsort(-reduced, axis=0, kind="stable")[:_NEAR].T
@@ -200,7 +180,7 @@ class Search:
         if record > -math.inf:
             self.adopt(Assignment.from_mask(best.astype(np.bool_)))
 
-    def _start(self, reduced: npt.NDArray[np.float64]) -> npt.NDArray[np.int8] | None:
+    def _from_network(self, reduced: npt.NDArray[np.float64]) -> npt.NDArray[np.int8] | None:
         scores = np.where(np.isfinite(reduced), reduced, 0.0)
         network = network_relaxation(self.problem).replace(desirability=scores)
         flow = OrToolsFlow()
@@ -220,12 +200,12 @@ class Search:
     def improve(self) -> bool:
         """Find answers and try to prove them; return False if there is none."""
         limited = self.limits.time is not None
-        parts = self._start_parts()
+        parts = self.start()
         while parts is None and self.left() > 0:
             if not self.try_all(self.left(0.5)):
                 return False
             if self.held is not None:
-                parts = self._parts(self.held.astype(np.int8), self.left)
+                parts = self.parts(self.held.astype(np.int8), self.left)
             else:
                 self.descend(0.0, self.left(0.5))
         if parts is not None:
@@ -240,8 +220,7 @@ class Search:
             if (since >= _STALLED or parts.exhausted) and not self.proved:
                 since = 0
                 share = 0.9 if parts.exhausted else _SHARE
-                if not (self.many and self.combine(self.left(share))):
-                    self.try_all(self.left(share))
+                self.settle(self.left(share))
                 if self.worth > parts.worth:
                     assert self.held is not None
                     parts.restart(self.held.astype(np.int8))
@@ -251,76 +230,27 @@ class Search:
         if parts.worth > self.worth:
             self.held, self.worth = parts.held > 0, parts.worth
 
-    def _parts(self, held: npt.NDArray[np.int8], left: Callable[[], float]) -> Parts:
+    def parts(self, held: npt.NDArray[np.int8], left: Callable[[], float]) -> Parts:
         return Parts(self.clients, self.dual, held, self.random, left)
 
-    def _start_parts(self) -> Parts | None:
+    def start(self) -> Parts | None:
         """Return a first answer: from the linear relaxation, by local search, or from one with more room."""
-        if self.many and self.relaxed is not None:
-            self.untangle(self.relaxed.shares)
-            if self.held is not None:
-                return self._parts(self.held.astype(np.int8), self.left)
         parts = self._filled(self.relaxed, _FILL)
         if parts is not None:
             return parts
         self.descend(self.left(_DESCENT), self.left(_FIRST))
         if self.held is not None:
-            return self._parts(self.held.astype(np.int8), self.left)
+            return self.parts(self.held.astype(np.int8), self.left)
         if self.relaxed is not None:
-            roomy = self._roomy(self.relaxed)
-            if self.many:
-                found = self._generate(Clients.of(roomy), self.left(0.3), self.dual.prices)
-                return self._filled(self.relaxed._replace(shares=found.shares), 0.3)
-            parts = self._filled(linear_relaxation(roomy, self.left(0.3))[0], 0.3)
+            parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
         return parts
-
-    def untangle(self, shares: npt.NDArray[np.float64]) -> None:
-        """Round shares of choices: those who are torn between several choose anew, with some others, then more."""
-        n, m = shares.shape
-        nearest = np.rint(shares)
-        torn = (np.abs(shares - nearest) > _WHOLE).any(axis=1)
-        known = nearest > 0
-        if not torn.any():
-            self.adopt(Assignment.from_mask(known))
-        order = np.argsort(self.random.random(n) - torn)
-        size = max(_TOGETHER * m, 2 * int(torn.sum()))
-        while self.held is None and self.left() > 0:
-            found = choose(
-                self.clients, self.dual, self._limit, known, self.left(_COMBINING), np.sort(order[:size])
-            )
-            if found.held is not None:
-                self.adopt(Assignment.from_mask(found.held))
-            if size >= n:
-                break
-            size *= 4
-
-    def combine(self, seconds: float) -> bool:
-        """Solve programs in choices that lose little, then more, until one proves the best answer.
-
-        Returns whether there was one that was not solved before.
-        """
-        end, tried = self.left() - seconds, False
-        while not self.proved and self.left() > end:
-            gap = self.clients.round_down(self.dual.bound) - self.worth
-            limit = min(self._limit, (1 + 1e-9) * gap)
-            if limit <= self._combined:
-                break
-            found = choose(self.clients, self.dual, limit, self.held, self.left() - end)
-            tried = True
-            if found.held is not None:
-                self.adopt(Assignment.from_mask(found.held))
-            self.claim = min(self.claim, max(self.clients.round_down(found.bound), self.worth))
-            self._combined, self._limit = limit, _WIDEN * limit
-            if not math.isfinite(found.bound):
-                break
-        return tried
 
     def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
         """Round a linear relaxation, and place what is missing; None where that fails."""
         if relaxed is None:
             return None
         end = self.left(1 - share)
-        parts = self._parts(rounded(self.clients, relaxed.shares), lambda: self.left() - end)
+        parts = self.parts(rounded(self.clients, relaxed.shares), lambda: self.left() - end)
         if not parts.fill():
             return None
         parts.left = self.left
@@ -336,6 +266,10 @@ class Search:
                 for one, part in zip(self.problem.budgets, taken.clip(0.0, 1.0), strict=True)
             ]
         )
+
+    def settle(self, seconds: float) -> None:
+        """Look for what recombination does not find."""
+        self.try_all(seconds)
 
     def _kept(self) -> Mask:
         if self.held is None or not math.isfinite(self.dual.bound):

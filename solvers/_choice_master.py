@@ -83,17 +83,10 @@ def generate(
     for size in reversed(sizes):
         if prices.any():
             spread = _SPREAD * max(float(np.abs(prices).mean()), 1e-3 * scale) * math.sqrt(m / size)
-        some = clients if size == n else _sample(clients, np.sort(order[:size]))
+        some = clients if size == n else clients.sample(np.sort(order[:size]))
         found = _Problem(some, prices, spread, random, left).solve(_CLOSE if size == n else _CLOSE_ENOUGH)
         prices = found.dual.prices
     return found
-
-
-def _sample(clients: Clients, some: Ints) -> Clients:
-    """Keep some of the clients, and their part of the bounds of the loads."""
-    share = len(some) / len(clients.gain)
-    low, high = np.floor(clients.load_min * share), np.ceil(clients.load_max * share)
-    return clients.part(some, low.astype(np.int64), high.astype(np.int64))
 
 
 class _Problem:
@@ -116,10 +109,12 @@ class _Problem:
         self._seen: set[tuple[int, bytes]] = set()
         self._master = _Master(clients)
         # An expert without an upper bound of its load is never dear, and one without a lower bound never cheap.
-        self._lowest = np.where(clients.load_min > 0, -np.inf, 0.0)
-        self._highest = np.where(clients.load_max < len(clients.gain), np.inf, 0.0)
+        free = clients.penalty is not None
+        self._lowest = np.where(free | (clients.load_min > 0), -np.inf, 0.0)
+        self._highest = np.where(free | (clients.load_max < len(clients.gain)), np.inf, 0.0)
         self.best, self._wanted = Dual.at(clients, prices.clip(self._lowest, self._highest))
         self._add(self._wanted)
+        self._master.add_loads(prices)
         for _ in range(_TRIES):
             self._ask(prices + spread * random.standard_normal(len(prices)))
         self._box = np.full(len(prices), _BOX * spread)
@@ -150,15 +145,19 @@ class _Problem:
         """Whether the bound is less than any choices of the clients are worth, whatever the loads."""
         losses = np.sort(np.where(np.isfinite(self.clients.gain), self.clients.gain, 0.0).clip(max=0.0), axis=1)
         losses[np.arange(losses.shape[1]) >= self.clients.most[:, None]] = 0.0
-        rounding = 1e-9 * (1.0 + float(np.abs(self.best.prices) @ self.clients.load_max) - float(losses.sum()))
-        return self.best.bound < float(losses.sum()) - rounding
+        least, penalty = float(losses.sum()), self.clients.penalty
+        if penalty is not None:
+            ends = penalty.total(self.clients.load_min), penalty.total(self.clients.load_max)
+            least -= self.clients.share * float(np.maximum(*ends).sum())  # convex: largest at an end
+        rounding = 1e-9 * (1.0 + float(np.abs(self.best.prices) @ self.clients.load_max) + abs(least))
+        return self.best.bound < least - rounding
 
     def _ask(self, prices: Floats) -> int:
         """Let the clients choose; return how many of the choices are new."""
         dual, chosen = Dual.at(self.clients, prices.clip(self._lowest, self._highest))
         if dual.bound < self.best.bound:
             self.best, self._wanted = dual, chosen
-        return self._add(chosen)
+        return self._add(chosen) + self._master.add_loads(prices)
 
     def _add(self, chosen: Choices) -> int:
         packed = np.packbits(chosen, axis=1)
@@ -193,14 +192,17 @@ class _Master:
     def __init__(self, clients: Clients) -> None:
         from ortools.linear_solver import pywraplp
 
-        (n, m), self._gain = clients.gain.shape, clients.gain
+        (n, m), self._clients = clients.gain.shape, clients
         self._solver: Any = pywraplp.Solver.CreateSolver("GLOP")
         self._solver.SetSolverSpecificParametersAsString("use_preprocessing: false")
         infinite = self._solver.infinity()
-        self._loads = [
-            self._solver.Constraint(low if low > 0 else -infinite, high if high < n else infinite)
-            for low, high in zip(clients.load_min.tolist(), clients.load_max.tolist(), strict=True)
-        ]
+        low = np.where(clients.load_min > 0, clients.load_min, -infinite)
+        high = np.where(clients.load_max < n, clients.load_max, infinite)
+        if clients.penalty is not None:
+            low = high = np.zeros(m)  # loads of the clients less those that experts choose
+        self._loads = [self._solver.Constraint(*each) for each in zip(low.tolist(), high.tolist(), strict=True)]
+        self._known: list[set[int]] = [set() for _ in range(m)]  # loads that experts may choose
+        self._load: list[Any] = []
         self._one = [self._solver.Constraint(1.0 if least else -infinite, 1.0) for least in clients.least.tolist()]
         self._over = [self._solver.NumVar(0.0, infinite, "") for _ in range(m)]
         self._short = [self._solver.NumVar(0.0, infinite, "") for _ in range(m)]
@@ -210,6 +212,31 @@ class _Master:
         self._objective: Any = self._solver.Objective()
         self._objective.SetMaximization()
         self._shares: list[Any] = []
+        if clients.penalty is not None:
+            self._load = [self._solver.Constraint(1.0, 1.0) for _ in range(m)]
+            self._add_loads(clients.load_min)
+            self._add_loads(clients.load_max)
+
+    def add_loads(self, prices: Floats) -> int:
+        """Add the loads that experts with a penalty want at these prices; return how many are new."""
+        clients = self._clients
+        if clients.penalty is None:
+            return 0
+        return self._add_loads(clients.penalty.best_loads(prices, clients.load_min, clients.load_max))
+
+    def _add_loads(self, loads: Ints) -> int:
+        assert self._clients.penalty is not None
+        share, costs, fresh = self._clients.share, self._clients.penalty.total(loads), 0
+        for j, (load, cost) in enumerate(zip(loads.tolist(), costs.tolist(), strict=True)):
+            if load in self._known[j]:
+                continue
+            self._known[j].add(load)
+            fresh += 1
+            part = self._solver.NumVar(0.0, self._solver.infinity(), "")
+            self._objective.SetCoefficient(part, -share * cost)
+            self._loads[j].SetCoefficient(part, -share * load)
+            self._load[j].SetCoefficient(part, 1.0)
+        return fresh
 
     def add(self, owners: Ints, choices: Choices) -> None:
         """Add choices of these clients."""
@@ -217,7 +244,7 @@ class _Master:
         for i, choice in zip(owners.tolist(), choices, strict=True):
             share = self._solver.NumVar(0.0, infinite, "")
             experts = np.flatnonzero(choice)
-            self._objective.SetCoefficient(share, float(self._gain[i, experts].sum()))
+            self._objective.SetCoefficient(share, float(self._clients.gain[i, experts].sum()))
             self._one[i].SetCoefficient(share, 1.0)
             for j in experts.tolist():
                 self._loads[j].SetCoefficient(share, 1.0)

@@ -14,6 +14,8 @@ from fedmoe_sched.solvers.lp_scipy import SciPyLP
 
 __all__ = ["Lagrangian"]
 
+_MANY = 2  # clients per expert from which on choices of clients are generated
+
 
 @dataclass(eq=False)
 class _Model:
@@ -38,9 +40,9 @@ class Lagrangian(Solver[_Model]):
     Parts grow with success: where they reach all clients, the answer is optimal, on the word of this search. Now
     and then the integer program of all pairs that a better answer could hold is tried (`milp-scipy`).
 
-    Where there are many clients of few experts, prices and a first answer come from column generation over choices
-    (Dantzig and Wolfe 1960, *Operations Research* 8), and integer programs in the choices that lose little improve
-    and prove it.
+    Where there are many clients of few experts, or loads have a penalty, prices and a first answer come from
+    column generation over choices of clients, and loads of experts (Dantzig and Wolfe 1960, *Operations Research*
+    8), and integer programs in what loses little improve and prove it.
 
     Answers within a time limit depend on the clock, and may differ from run to run. The kernels are compiled when
     they are first used, and kept on disk.
@@ -51,6 +53,7 @@ class Lagrangian(Solver[_Model]):
     name: ClassVar[str] = "lagrangian"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LOAD_PENALTY,
         Capability.BUDGETS,
         Capability.PRICES,
         Capability.TIME_LIMIT,
@@ -63,17 +66,22 @@ class Lagrangian(Solver[_Model]):
         """Load the compiled kernels, or compile them; there is no model apart from the problem."""
         if not problem.budgets:
             return _Model(problem, SciPyLP().build(problem, limits, prices))
-        from fedmoe_sched.solvers._budget_search import load_kernels
+        from fedmoe_sched.solvers import _budget_search, _choice_search
 
-        load_kernels()
+        _budget_search.load_kernels()
+        _choice_search.load_kernels()
         return _Model(problem, start=prices)
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Search until the answer is proved or the time is over."""
         from fedmoe_sched.solvers._budget_search import Search
+        from fedmoe_sched.solvers._choice_search import ChoiceSearch
 
-        if model.problem.budgets:
-            model.answer = Search(model.problem, limits).run(model.start)
+        problem = model.problem
+        if problem.budgets:
+            many = problem.n_clients >= _MANY * problem.n_experts or problem.load_penalty is not None
+            search = (ChoiceSearch if many else Search)(problem, limits)
+            model.answer = search.run(model.start)
         else:
             SciPyLP().run(model.network, limits)
 

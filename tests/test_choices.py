@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 pytest.importorskip("ortools")
 
-from fedmoe_sched import AssignmentProblem, Limits, ResourceBudget, Status, instances, solve
+from fedmoe_sched import AssignmentProblem, Limits, LoadPenalty, ResourceBudget, Status, instances, solve
 from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.certify import violations
+from fedmoe_sched.certify import objective, violations
 from fedmoe_sched.solvers._budget_dual import Clients, Dual
 from fedmoe_sched.solvers._choice_master import generate
 from fedmoe_sched.solvers._choice_program import choose
@@ -42,7 +42,7 @@ def generated(clients, seconds=60.0, known=None):
 
 
 @settings(max_examples=150)
-@given(oracle.tiny_problems(budgeted=True))
+@given(oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, penalised=True))
 def test_the_bound_holds_and_infeasible_is_only_what_is(problem):
     clients = Clients.of(problem)
     if not problem.budgets or not np.isfinite(clients.gain).any():
@@ -74,6 +74,26 @@ def test_shares_are_worth_the_bound_and_keep_all_bounds(seed):
     assert torn.sum() <= 8  # a row per expert
 
 
+def test_a_penalty_is_weighed_against_the_shares():
+    problem = penalised(contended(120, 8), 0.05)
+    found = generated(Clients.of(problem))
+    gained = (np.where(found.shares > 0, problem.desirability, 0.0) * found.shares).sum()
+    loads = found.shares.sum(axis=0)
+    below = np.floor(loads).astype(int)
+    paid = problem.load_penalty.total(below) + (loads - below) * problem.load_penalty.marginal(below + 1)
+    assert gained - paid.sum() == pytest.approx(found.dual.bound, rel=1e-5)
+
+
+def test_samples_keep_their_share_of_bounds_and_penalties():
+    problem = contended(120, 8)
+    some = np.arange(0, 120, 2)
+    half = Clients.of(problem).sample(some)
+    assert half.load_max.tolist() == np.ceil(problem.load_max / 2).tolist()
+    costly = Clients.of(penalised(problem, 0.05))
+    prices = np.full(8, 0.2)
+    assert costly.sample(some).places(prices) == pytest.approx(costly.places(prices) / 2)
+
+
 def test_prices_of_a_similar_problem_lead_to_the_same_bound():
     clients = Clients.of(contended(120, 8))
     first = generated(clients)
@@ -87,7 +107,7 @@ def test_without_time_there_is_a_bound_all_the_same():
 
 
 @settings(max_examples=150)
-@given(st.data(), oracle.tiny_problems(budgeted=True))
+@given(st.data(), oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, penalised=True))
 def test_choices_that_lose_little_hold_the_best_or_the_bound_says_so(data, problem):
     if not problem.budgets or not np.isfinite(Clients.of(problem).gain).any():
         return
@@ -102,7 +122,7 @@ def test_choices_that_lose_little_hold_the_best_or_the_bound_says_so(data, probl
     if found.held is not None:
         assignment = Assignment.from_mask(found.held)
         assert not violations(problem, assignment)
-        worth = float(np.where(found.held, problem.desirability, 0.0).sum())
+        worth = objective(problem, assignment)
     if best is not None:
         assert best <= max(worth, found.bound) + 1e-6
 
@@ -124,6 +144,12 @@ def test_only_some_clients_choose_anew():
     assert np.where(found.held, problem.desirability, 0.0).sum() == pytest.approx(best.objective)
 
 
+def penalised(problem, weight):
+    n, m = problem.shape
+    history = np.random.default_rng(0).integers(0, 1 + n // m, m)
+    return problem.replace(load_penalty=LoadPenalty.quadratic(weight, history), load_min=0, load_max=n)
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -131,8 +157,11 @@ def test_only_some_clients_choose_anew():
         contended(60, 6, step=0.05),
         contended(80, 10, resources=1, exactly=8),
         contended(60, 6, seed=1, step=0.1, exactly=7),
+        penalised(contended(60, 6), 0.05),
+        penalised(contended(60, 6, step=0.05), 0.01),
+        penalised(contended(8, 12, resources=1), 0.1),
     ],
-    ids=["spread", "tied", "exact loads", "tied, exact loads"],
+    ids=["spread", "tied", "exact loads", "tied, exact loads", "penalised", "tied, penalised", "few, penalised"],
 )
 def test_many_clients_are_solved_to_the_optimum(problem):
     ours, reference = solve(problem, "lagrangian", limits=Limits(time=20.0)), solve(problem, "milp-scipy")
