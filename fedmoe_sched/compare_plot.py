@@ -25,7 +25,7 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Draw gap (percent, 0 at the bottom) against build and solve time, one panel per instance.
 
     Answers that break a constraint have no gap: they are hollow, in a strip of their own above the axis. Backends
-    without an answer are named in the panel.
+    that do not take the problem or have no answer are named in the panel.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     if not drawn:
         msg = "rows: none has an answer to draw"
         raise InputError(msg)
-    styles = _styles([row.solver for row in rows])
+    styles = _styles([row.solver for row in drawn])
     instances = list(dict.fromkeys(row.instance for row in drawn))
     figure = new_figure(1.6 + 3.4 * len(instances), 3.6)
     grid = figure.subplots(
@@ -62,7 +62,7 @@ def plot_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         _panel(axes, [row for row in here if not row.violations], styles)
         _strip(strip, [row for row in here if row.violations], styles)
         strip.set_title(instance, fontsize="medium")
-        _say_missing(axes, [row.solver for row in rows if row.instance == instance and row not in here])
+        _say_missing(axes, [row for row in rows if row.instance == instance and row not in here])
     grid[1, 0].set_ylabel("gap to the best bound (%)")
     grid[0, 0].set_ylabel("breaks\nbounds", rotation=0, ha="right", va="center", fontsize="small")
     _legend(figure, styles)
@@ -91,10 +91,12 @@ def _panel(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> No
     axes.grid(alpha=0.3)
 
 
-def _say_missing(axes: Axes, solvers: list[str]) -> None:
-    if solvers:
-        text = textwrap.fill("no answer: " + ", ".join(solvers), 40)
-        axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small")
+def _say_missing(axes: Axes, rows: list[Row]) -> None:
+    refused = [row.solver for row in rows if row.status == "refused"]
+    silent = [row.solver for row in rows if row.status != "refused"]
+    parts = [("does not take it: ", refused), ("no answer: ", silent)]
+    text = "\n".join(textwrap.fill(head + ", ".join(solvers), 40) for head, solvers in parts if solvers)
+    axes.text(0.02, 0.5, text, transform=axes.transAxes, va="top", fontsize="small")
 
 
 def _strip(axes: Axes, rows: list[Row], styles: dict[str, dict[str, Any]]) -> None:
