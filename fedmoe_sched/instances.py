@@ -256,11 +256,11 @@ def budgets(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProbl
         samples=_SAMPLES,
     )
     kbits = [rng.lognormal(np.log(median), spread, n_clients) for median, spread in ((4300, 0.5), (3300, 0.7))]
-    devices = np.column_stack(
+    devices = np.column_stack(  # the columns of `profile_table`
         [
             rng.lognormal(np.log(63.0), 0.8, n_clients),
             _MEMORY_SHARE * rng.choice(_RAM, n_clients),
-            *(125 * speed for speed in kbits),
+            *(125 * speed for speed in kbits),  # bytes per second
             np.zeros(n_clients),
         ]
     )
