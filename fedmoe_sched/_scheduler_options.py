@@ -38,6 +38,7 @@ _TO_SCHEDULE = (
     "time_limit",
     "certify",
     "switching_cost",
+    "soft",
 )  # layers go there too, by the clients of a round
 
 
@@ -73,6 +74,7 @@ class SchedulerOptions:
     switching_cost: Any = 0.0
     fairness: Any = None
     layers: Any = None
+    soft: bool = False
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -88,6 +90,7 @@ class SchedulerOptions:
             "layers": _made("layers", ExpertLayers, self.layers),
             "fill": bool(self.fill),
             "certify": bool(self.certify),
+            "soft": bool(self.soft),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
         }
         for name in ("load_min", "load_max"):

@@ -1,15 +1,16 @@
 """Seeded instances of the round problem, for comparing solvers.
 
-All families but `soft` and `layered` share the bounds: capacities uniform in 1..4 (never above the number of
-experts), every load between half of the mean load and 10 % above it::
+All families but `soft`, `layered` and `budgets` share the bounds: capacities uniform in 1..4 (never above the
+number of experts), every load between half of the mean load and 10 % above it::
 
     load_min = floor(0.5 * sum(capacity) / m)        load_max = ceil(1.1 * sum(capacity) / m)
 
 They differ in the desirability, and so in how much the clients contend for the same experts. With independent
 scores (`uniform`, `integers`) each client's best experts spread evenly by themselves once there are some 10,000
 clients (ties broken at random): the load bounds hardly bind, ranking nearly solves the problem, and it tests
-little. `clustered`, `tied` and `drifted` stay contended at any size. `soft` has no load bounds: a load penalty
-balances.
+little. All others build on the scores of `clustered`, which stay contended at any size. `soft` has no load bounds:
+a load penalty balances. `layered` has bounds of layers too, and `budgets` what each device has of memory, time and
+upload.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedmoe_sched._arrays import IntArray
 from fedmoe_sched._layer_dealing import mean_layer_loads
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.problem_files import load_problem, save_problem
+from fedmoe_sched.scores import ExpertCost, resource_budgets
 from fedmoe_sched.solve import solve
 from fedmoe_sched.switching import with_switching_cost
 
 __all__ = [
     "FAMILIES",
+    "budgets",
     "clustered",
     "drifted",
     "generate",
@@ -47,6 +51,12 @@ __all__ = [
 _CLASSES = 10
 _QUANTUM = 0.05
 _DRIFT = _SWITCHING_COST = 0.1
+
+# Devices of `budgets`: bandwidths and speed as `fedmoe_sched.federated.devices` draws them, in seconds and bytes.
+_RAM = np.array([2e9, 3e9, 4e9, 4e9, 6e9, 6e9, 8e9, 8e9, 8e9, 12e9])
+_MEMORY_SHARE = 0.05
+_SAMPLES = 500
+_DEADLINE = 600.0
 
 FloatMatrix = npt.NDArray[np.float64]
 
@@ -211,6 +221,60 @@ def layered(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProbl
     return problem.replace(load_min=np.floor(0.5 * mean + 1e-9), load_max=np.ceil(1.1 * mean - 1e-9))
 
 
+def budgets(n_clients: int, n_experts: int, *, seed: int = 0) -> AssignmentProblem:
+    """Give the clients of `clustered` devices, and the experts unequal sizes: three resource budgets.
+
+    An expert has ``20 MB * LogNormal(0, 0.5)``, and computes in proportion to that times ``LogNormal(0, 0.25)``.
+    Devices are phones: 5 % of a RAM of 2 to 12 GB, in classes, is for training; log-normal are milliseconds per
+    sample (median 63, standard deviation of the logarithm 0.8), download (4300 kbit/s, 0.5), upload (3300 kbit/s,
+    0.7), and the bytes that a client may upload in a round (50 MB, 0.5). Clients train on 500 samples, within 10
+    minutes. `fedmoe_sched.scores.resource_budgets` makes ``"memory"``, ``"seconds"`` and ``"upload"`` of that;
+    capacities of 1..4 bound the number of experts on top.
+
+    Load bounds come from experts dealt out in turn, to each client as many as its budgets and its capacity allow.
+    No load is more than 10 % above the mean load of that dealing, and none less than half of it; of an expert that
+    was dealt less often, as it fits fewer clients, none less than it was dealt. So there always is a schedule.
+
+    Parameters
+    ----------
+    n_clients, n_experts : int
+        n and m, both >= 1.
+    seed : int, default 0
+        Same seed, same problem.
+
+    Returns
+    -------
+    AssignmentProblem
+    """
+    rng = _generator(n_clients, n_experts, seed)
+    scores = _clustered_scores(n_clients, n_experts, rng)
+    capacity = with_bounds(scores, rng).capacity
+    weight = rng.lognormal(0.0, 0.5, n_experts)
+    cost = ExpertCost(
+        expert_bytes=tuple(20e6 * weight),
+        expert_compute=tuple(weight * rng.lognormal(0.0, 0.25, n_experts)),
+        samples=_SAMPLES,
+    )
+    kbits = [rng.lognormal(np.log(median), spread, n_clients) for median, spread in ((4300, 0.5), (3300, 0.7))]
+    devices = np.column_stack(  # the columns of `profile_table`
+        [
+            rng.lognormal(np.log(63.0), 0.8, n_clients),
+            _MEMORY_SHARE * rng.choice(_RAM, n_clients),
+            *(125 * speed for speed in kbits),  # bytes per second
+            np.zeros(n_clients),
+        ]
+    )
+    upload = rng.lognormal(np.log(50e6), 0.5, n_clients)
+    resources = resource_budgets(devices, cost, n_experts, deadline=_DEADLINE, upload_bytes=upload)
+    problem = AssignmentProblem(scores, capacity, budgets=resources)
+    dealt = _dealt_loads(problem)
+    total = int(dealt.sum())
+    # Whole-number arithmetic, as in `with_bounds`. Who is dealt more than load_max can do with fewer clients.
+    return problem.replace(
+        load_min=np.minimum(dealt, total // (2 * n_experts)), load_max=-(-11 * total // (10 * n_experts))
+    )
+
+
 #: The families by name.
 FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "clustered": clustered,
@@ -220,6 +284,7 @@ FAMILIES: dict[str, Callable[..., AssignmentProblem]] = {
     "drifted": drifted,
     "soft": soft,
     "layered": layered,
+    "budgets": budgets,
 }
 
 
@@ -297,3 +362,20 @@ def _clustered_scores(n: int, m: int, rng: np.random.Generator) -> FloatMatrix:
     scores: FloatMatrix = mix @ prototype.T
     scores += 0.05 * rng.standard_normal((n, m))
     return scores
+
+
+def _dealt_loads(problem: AssignmentProblem) -> IntArray:
+    """Offer client i the experts i, i + 1, ... (mod m), and count who takes what fits; shape (m,), int64."""
+    n, m = problem.shape
+    client = np.arange(n)
+    slots = problem.capacity.copy()
+    left = [resource.budget for resource in problem.budgets]
+    loads = np.zeros(m, dtype=np.int64)
+    for turn in range(m):
+        expert = (client + turn) % m
+        sizes = [resource.pair_sizes(client, expert) for resource in problem.budgets]
+        takes = np.logical_and.reduce([slots > 0, *(size <= rest for size, rest in zip(sizes, left, strict=True))])
+        slots -= takes
+        left = [rest - takes * size for size, rest in zip(sizes, left, strict=True)]
+        loads += np.bincount(expert[takes], minlength=m)
+    return loads

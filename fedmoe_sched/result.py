@@ -158,11 +158,18 @@ class Relaxation:
     layer: int | None = None
 
     def __str__(self) -> str:
-        number = str(self.expert if self.client is None else self.client)
-        if self.layer is not None:
-            number += f", {self.layer}"
+        return self._told(self.expert if self.client is None else self.client)
+
+    def named(self, problem: AssignmentProblem) -> str:
+        """Return the text with the label of the client or expert, where the problem has labels."""
+        if self.client is not None:
+            return self._told(problem.client_name(self.client))
+        return self._told(None if self.expert is None else problem.expert_name(self.expert))
+
+    def _told(self, whose: Hashable) -> str:
+        layer = "" if self.layer is None else f", {self.layer}"
         worth = "" if self.price is None else f" (one more place is worth {self.price:.6g})"
-        return f"{self.bound}[{number}]: {self.asked} -> {self.used}{worth}"
+        return f"{self.bound}[{whose}{layer}]: {self.asked} -> {self.used}{worth}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

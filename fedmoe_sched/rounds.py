@@ -30,7 +30,7 @@ __all__ = [
 #: Fields of a `RoundRecord` that the plan alone decides.
 _SUMMARY = frozenset(
     {"available", "loads", "load_cv", "objective", "bound", "gap", "solver", "status", "stop_reason", "relaxed"}
-    | {"experts_resent", "switching_paid"}
+    | {"relaxations", "experts_resent", "switching_paid"}
     | {"violations", "fitness_given_up", "plan_seconds", "build_seconds", "solve_seconds", "certify_seconds"}
 )
 _MOST_SAMPLES = 2**53  # sums of whole numbers are exact up to here
@@ -66,6 +66,8 @@ class RoundRecord:
         Of the schedule.
     relaxed, violations : int
         Bounds that were widened, and constraints that a heuristic broke.
+    relaxations : tuple of str
+        Each widened bound in words, as in ``load_min[vision]: 4 -> 3``.
     fitness_given_up : float
         See `fedmoe_sched.metrics.fitness_given_up`.
     experts_resent : int
@@ -100,6 +102,7 @@ class RoundRecord:
     status: str
     stop_reason: str
     relaxed: int
+    relaxations: tuple[str, ...]
     violations: int
     fitness_given_up: float
     experts_resent: int
@@ -139,7 +142,7 @@ class RoundRecord:
             trained_loads=tuple(trained.tolist()),
             samples=float(reports.samples.sum()),
             slowest_seconds=float(told.max()) if len(told) else None,
-            **(opened.summary | {"loads": tuple(opened.summary["loads"])}),
+            **(opened.summary | {name: tuple(opened.summary[name]) for name in ("loads", "relaxations")}),
             **rest,
         )
 
@@ -151,7 +154,7 @@ class RoundRecord:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("planned", "answered", "failed"):
             values[name] = len(values[name])
-        for name in ("loads", "trained_loads", "usage"):
+        for name in ("loads", "trained_loads", "usage", "relaxations"):
             values[name] = list(values[name])
         values["failed_clients"] = [str(client) for client in self.failed]
         return values
@@ -398,6 +401,8 @@ class OpenRound:
             and len(arrays["report_samples"]) == len(arrays["report_rewards"]) == ends[-1]
             and len(arrays["report_seconds"]) == len(arrays["report_failed"]) == len(reported)
         )
+        if "relaxations" not in summary:  # older states
+            summary = {**summary, "relaxations": []}
         if summary.keys() != _SUMMARY:
             odd = sorted(summary.keys() ^ _SUMMARY)
             msg = f"the open round's plan summary lacks or has in excess: {', '.join(odd)}"
@@ -473,6 +478,7 @@ def plan_summary(
         "status": str(answer.status),
         "stop_reason": str(answer.stop_reason),
         "relaxed": len(answer.relaxed),
+        "relaxations": [one.named(answer.problem) for one in answer.relaxed],
         "violations": len(answer.violations),
         "fitness_given_up": fitness_given_up(
             fitness, capacity, answer, eligible=eligible, layers=answer.problem.layers

@@ -274,7 +274,8 @@ def _bounded(
         names = ("min_experts", "load_min", "load_max")
         return problem.replace(**{name: getattr(bounded, name) for name in names}), relaxed
     hard_low = 0 if low is None else low
-    hard_high = problem.n_clients if high is None else high
+    # A load_min above the number of clients is a conflict, which soft mode can solve, and no bad input.
+    hard_high = np.maximum(problem.n_clients, hard_low) if high is None else high
     min_experts = problem.slots if fill else 0
     hard = problem.replace(min_experts=min_experts, load_min=hard_low, load_max=hard_high)
     if balance is None or (low is not None and high is not None):

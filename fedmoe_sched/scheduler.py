@@ -68,8 +68,8 @@ class Scheduler(SchedulerCore):
     seed : int, default 0
         Of everything random. Each round has its own seed made of this one and the round's number, so that a plan
         does not depend on how often planning failed before it.
-    fitness_weight, usage_weight, balance, load_min, load_max, fill, solver, time_limit, certify
-        As in `fedmoe_sched.schedule`.
+    fitness_weight, usage_weight, balance, load_min, load_max, fill, solver, time_limit, certify, soft
+        As in `fedmoe_sched.schedule`; with `soft` rounds whose bounds exclude one another take place.
     selection : SelectionOptions or mapping of its fields, optional
         Plan only so many of the available clients, chosen by Oort's utility; they are asked for the signal
         ``oort_utility``. None plans all.
@@ -124,6 +124,7 @@ class Scheduler(SchedulerCore):
         switching_cost: float | npt.ArrayLike = 0.0,
         fairness: FairnessOptions | Mapping[str, Any] | None = None,
         layers: ExpertLayers | Mapping[str, Any] | None = None,
+        soft: bool = False,
     ) -> None:
         super().__init__(
             experts,
@@ -148,6 +149,7 @@ class Scheduler(SchedulerCore):
             switching_cost=switching_cost,
             fairness=fairness,
             layers=layers,
+            soft=soft,
         )
 
     def add_client(

@@ -70,6 +70,26 @@ class TestTrain:
         assert result.exit_code == 0, result.output
         assert metrics(part) == metrics(whole)
 
+    def test_soft_widens_the_bounds_of_rounds_and_says_which(self, cli, tmp_path):
+        # Four clients of capacity 1 or 2 have six slots for nine places.
+        options = (*SMALL, "--set", "policy-options.load-min=3", "--set", "policy-options.balance=none")
+        result = cli("train", *options, "--run-dir", "hard")
+        assert result.exit_code != 0
+        assert "need 9 clients" in result.stderr
+        result = cli("train", *options, "--soft", "--run-dir", "soft")
+        assert result.exit_code == 0, result.output
+        records = metrics(tmp_path / "soft")
+        assert len(records) == 2
+        for record, line in zip(records, result.output.splitlines(), strict=False):
+            assert sum(record["loads"]) == 6
+            used = [re.match(r"load_min\[\d\]: 3 -> (\d) ", told).group(1) for told in record["relaxations"]]
+            assert sum(3 - int(places) for places in used) == 3
+            assert line.endswith(f" widened {'; '.join(record['relaxations'])}")
+        config = tomllib.loads((tmp_path / "soft" / "config.toml").read_text(encoding="utf-8"))
+        assert config["policy-options"]["soft"] is True
+        result = cli("train", "--resume", "--no-soft", "--run-dir", "soft", "--rounds", 3)
+        assert "policy_options.soft = False, but the run was started with True" in result.stderr
+
     def test_a_finished_folder_is_not_overwritten(self, cli, tmp_path):
         assert cli("train", *SMALL, "--rounds", 1, "--run-dir", "run").exit_code == 0
         before = metrics(tmp_path / "run")

@@ -12,7 +12,7 @@ import pytest
 from fedmoe_sched import AssignmentProblem, InputError, Limits, LoadPenalty, register_solver, solve
 from fedmoe_sched import registry as registry_module
 from fedmoe_sched.compare import Row, compare, judge, read_csv, write_csv
-from fedmoe_sched.instances import clustered
+from fedmoe_sched.instances import budgets, clustered
 from fedmoe_sched.solvers.greedy import Greedy
 
 ODD_BACKENDS = '''
@@ -93,6 +93,15 @@ class TestCompare:
         assert rows["flow-ortools"].objective == pytest.approx(solve(problem).objective, rel=1e-12)
         assert rows["greedy"].objective == pytest.approx(solve(problem, "greedy").objective, rel=1e-12)
         assert rows["greedy"].bound == pytest.approx(rows["flow-ortools"].objective, rel=1e-9)
+
+    def test_budgets_reach_those_that_take_them_and_the_others_say_that_they_do_not(self):
+        problem = budgets(30, 4, seed=1)
+        rows = {row.solver: row for row in compare({"p": problem}, ["greedy", "flow-ortools", "milp-scipy"])}
+        for name in ("greedy", "flow-ortools"):
+            assert (rows[name].status, rows[name].objective) == ("refused", None)
+            assert rows[name].message == f"{name} does not take budgets"
+        assert rows["milp-scipy"].status == "optimal"
+        assert rows["milp-scipy"].objective == pytest.approx(solve(problem).objective, rel=1e-9)
 
     def test_names_labels_and_functions_as_problems(self):
         labelled = AssignmentProblem(np.eye(3), 1, client_labels=[("a", 1), ("b", 2), ("c", 3)])
@@ -248,14 +257,17 @@ class TestOutput:
             a_row(),
             a_row(solver="exact", gap=0.0),
             a_row(solver="breaks", gap=None, violations=2),
-            a_row(solver="late", status="killed", objective=None, build_seconds=None),
+            a_row(solver="tardy", status="killed", objective=None, build_seconds=None),
+            a_row(solver="unfit", status="refused", objective=None, build_seconds=None),
         ]
         for name in ("one.svg", "two.svg"):
             plot_rows(rows, tmp_path / name)
         text = (tmp_path / "one.svg").read_text(encoding="utf-8")
         assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
-        for word in ("greedy", "exact", "breaks", "no answer: late"):
+        for word in ("greedy", "exact", "breaks", "no answer: tardy", "does not take it: unfit"):
             assert word in text
+        for word in ("tardy", "unfit"):  # in the panel only: the legend lists what is drawn
+            assert text.count(word) == 1
 
     def test_nothing_to_draw_is_an_error(self, tmp_path):
         pytest.importorskip("matplotlib")

@@ -253,6 +253,20 @@ def test_a_round_that_cannot_be_scheduled_stops_the_run_with_the_reason(tmp_path
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_with_soft_it_takes_place_with_bounds_that_give_way_by_the_fewest_places(tmp_path):
+    config = small(policy_options={"load_min": 4, "balance": None, "soft": True})
+    records = run_training(config, tmp_path / "run").records
+    assert [record["round"] for record in records] == [1, 2, 3, 4]
+    for record in records:
+        # Every slot of the clients counts for an expert that lacks clients: the rest of 4 x 4 places gives way.
+        lacking = [max(0, 4 - load) for load in record["loads"]]
+        assert sum(lacking) == 16 - sum(record["loads"]) > 0
+        told = [text.partition(" (one more place is worth")[0] for text in record["relaxations"]]
+        assert told == [f"load_min[{j}]: 4 -> {4 - lack}" for j, lack in enumerate(lacking) if lack]
+        assert record["relaxed"] == len(told)
+    assert contents(tmp_path / "run")[0]["relaxations"] == records[0]["relaxations"]
+
+
 def test_updates_that_are_not_finite_are_rejected_and_told_to_the_policy(tmp_path, monkeypatch):
     real = workers.train_client
 

@@ -1,13 +1,17 @@
-"""Published generalised assignment problems: the reader, and the benchmark that runs over them."""
+"""Generalised assignment problems, published and drawn: the reader, and the benchmark that runs over them."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from benchmarks.gap import main
+from benchmarks.gap import Result, judged, main
+from benchmarks.gap_types import TYPES, draw
 from fedmoe_sched import InputError, solve
 from fedmoe_sched.gap_files import read_gap
 
@@ -68,7 +72,118 @@ def test_benchmark_writes_a_row_per_backend_and_a_summary(tmp_path, capsys):
         ("one/0/max", "ilp-ortools", MOST, 0.0),
     ]
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "gap, 5 s, ilp-ortools: 2 proved, 2 within 0.1 % of 2",
+        "gap, 5 s, ilp-ortools: 2 of 2 proved, 2 within 0.1 % of the optimum",
         "gap, 5 s: milp-scipy at least as good as ilp-ortools on 2 of 2",
         "gap, 5 s: milp-scipy at least as good as every other on 2 of 2",
     ]
+
+
+class TestDrawnInstances:
+    @pytest.mark.parametrize("kind", TYPES)
+    def test_same_seed_same_instance_of_whole_numbers(self, kind):
+        one, two, other = (draw(kind, 4, 30, seed) for seed in (5, 5, 6))
+        assert one.shape == (4, 30)
+        assert one.load_min.tolist() == one.load_max.tolist() == [1] * 30
+        for take in (lambda p: p.desirability, lambda p: p.budgets[0].size, lambda p: p.budgets[0].budget):
+            np.testing.assert_array_equal(take(one), take(two))
+            np.testing.assert_array_equal(take(one), np.rint(take(one)))
+            assert not np.array_equal(take(one), take(other))
+
+    @pytest.mark.parametrize("kind", "abc")
+    def test_sizes_and_costs_of_a_to_c_are_uniform_over_their_ranges(self, kind):
+        problem = draw(kind, 10, 1000)
+        values, counts = np.unique(problem.budgets[0].size, return_counts=True)
+        assert values.tolist() == list(range(5, 26))
+        assert counts.min() > 0.7 * counts.mean()
+        values, counts = np.unique(-problem.desirability, return_counts=True)
+        assert values.tolist() == list(range(10, 51))
+        assert counts.min() > 0.7 * counts.mean()
+
+    def test_costs_of_d_fall_with_the_size(self):
+        problem = draw("d", 10, 1000)
+        size = problem.budgets[0].size
+        assert np.unique(size).tolist() == list(range(1, 101))
+        assert np.unique(-problem.desirability - 111 + size).tolist() == list(range(-10, 11))
+
+    def test_sizes_of_e_are_exponential_and_costs_their_inverse(self):
+        problem = draw("e", 10, 1000)
+        size = problem.budgets[0].size
+        assert size.min() == 1
+        # Rounded down, 1 - 10 ln U exceeds k where U < exp(-k / 10).
+        for least in (2, 8, 31):
+            assert (size >= least).mean() == pytest.approx(math.exp(-(least - 1) / 10), abs=0.02)
+        off = -problem.desirability - 1000 / size
+        assert off.min() > -11
+        assert off.max() <= 0
+        assert np.mean(off) == pytest.approx(-5.5, abs=0.2)
+
+    @pytest.mark.parametrize("kind", TYPES)
+    def test_budgets_keep_the_published_rule(self, kind):
+        for seed in range(5):
+            problem = draw(kind, 6, 25, seed)
+            costs, [resource] = -problem.desirability, problem.budgets
+            sizes = resource.size.astype(int).tolist()
+            if kind in "ab":
+                taken = [0] * 6
+                for j in range(25):
+                    cheapest = min(range(6), key=lambda i: costs[i, j])
+                    taken[cheapest] += sizes[cheapest][j]
+                right = Fraction(6, 10) * Fraction(25, 6) * 15 + Fraction(4, 10) * max(taken)
+                wanted = [right * (1 if kind == "a" else Fraction(7, 10))] * 6
+            else:
+                wanted = [Fraction(8, 10) * sum(row) / 6 for row in sizes]
+            if kind == "e":
+                wanted = [max(one, *row) for one, row in zip(wanted, sizes, strict=True)]
+            assert resource.budget.tolist() == [math.floor(one) for one in wanted]
+
+    def test_the_benchmark_draws_and_measures_gaps_to_the_best_bound(self, tmp_path, capsys):
+        output = tmp_path / "rows.csv"
+        sizes = ["--agents", "3", "--jobs", "12", "--seed", "1", "2"]
+        others = ["--time-limit", "5", "--solvers", "milp-scipy", "ilp-ortools", "--output", str(output)]
+        main(["--generate", "c", "e", *sizes, *others])
+        with output.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["instance"] for row in rows[::2]] == [f"{t}3x12/{s}/min" for t in "ce" for s in (1, 2)]
+        for row in rows:
+            best = -solve(draw(row["instance"][0], 3, 12, int(row["instance"][6])), "mip-ortools").objective
+            assert (row["kind"], row["optimum"]) == ("drawn", "")
+            assert float(row["objective"]) == float(row["target"]) == pytest.approx(best)
+            assert float(row["gap"]) == pytest.approx(0, abs=1e-9)
+        lines = capsys.readouterr().out.splitlines()
+        assert "best bound" in lines[1]
+        assert lines[-3] == "drawn, 5 s, ilp-ortools: 4 of 4 proved, 4 within 0.1 % of the best bound"
+
+    def test_gaps_are_to_the_best_bound_of_the_same_instance_at_any_limit(self):
+        def result(instance, objective, bound, status="feasible", sense="min", optimum=None):
+            middle = (objective, optimum, None, None, bound, None, 1.0, "")
+            return Result(instance, "drawn", sense, 2, 3, "s", 1.0, status, *middle)
+
+        results = judged(
+            [
+                result("p", 110.0, 90.0),
+                result("p", 125.0, 100.0),
+                result("p", 90.0, None, "violated"),
+                result("p", None, 80.0, "unknown"),
+                result("q", 10.0, None),
+                result("r", 90.0, 120.0, sense="max"),
+                result("r", 80.0, 100.0, sense="max"),
+                result("s", 110.0, 10.0, optimum=88.0),
+            ]
+        )
+        assert [r.gap for r in results] == pytest.approx([0.1, 0.25, None, None, None, 0.1, 0.2, 0.25])
+        assert [r.target for r in results] == [100.0] * 4 + [None, 100.0, 100.0, 88.0]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("", "either DATA_DIR or --generate"),
+            ("folder --generate c --agents 2 --jobs 3", "either DATA_DIR or --generate"),
+            ("--generate c --jobs 3", "--generate needs --agents and --jobs"),
+            ("--generate f --agents 2 --jobs 3", "invalid choice: 'f'"),
+            ("--generate c --agents 0 --jobs 3", "--agents: 0: must be >= 1"),
+        ],
+    )
+    def test_wrong_options_are_named(self, capsys, arguments, message):
+        with pytest.raises(SystemExit):
+            main(arguments.split())
+        assert message in capsys.readouterr().err

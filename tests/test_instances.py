@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import brute_force
 
-from fedmoe_sched import AssignmentProblem, InputError, LoadPenalty, Status, solve
+from fedmoe_sched import AssignmentProblem, Capability, InputError, LoadPenalty, Status, solve, solvers
 from fedmoe_sched._layers import layers_interact
 from fedmoe_sched.instances import (
     FAMILIES,
+    budgets,
     clustered,
     generate,
     integers,
@@ -31,7 +35,7 @@ class TestEveryFamily:
         assert not np.array_equal(one.desirability, other.desirability)
 
     def test_bounds_are_the_documented_ones(self, family):
-        if family == "layered":
+        if family in {"layered", "budgets"}:
             pytest.skip("has bounds of its own")
         problem = generate(family, 200, 7, seed=1)
         total = problem.capacity.sum()
@@ -46,7 +50,8 @@ class TestEveryFamily:
     def test_is_feasible_at_any_size(self, family, shape):
         problem = generate(family, *shape)
         assert (problem.capacity <= shape[1]).all()
-        assert solve(problem, "flow-ortools").status is Status.OPTIMAL
+        backend = "milp-scipy" if problem.budgets else "flow-ortools"
+        assert solve(problem, backend).status is Status.OPTIMAL
 
 
 class TestFamilies:
@@ -118,6 +123,73 @@ class TestFamilies:
     def test_a_negative_seed_is_named(self):
         with pytest.raises(InputError, match="seed = -1"):
             generate("uniform", 3, 3, seed=-1)
+
+
+class TestBudgets:
+    def test_has_the_documented_parts(self):
+        problem = budgets(4000, 12, seed=3)
+        plain = clustered(4000, 12, seed=3)
+        np.testing.assert_array_equal(problem.desirability, plain.desirability)
+        np.testing.assert_array_equal(problem.capacity, plain.capacity)
+        memory, seconds, upload = problem.budgets
+        assert [resource.name for resource in problem.budgets] == ["memory", "seconds", "upload"]
+        # Adam holds four numbers per parameter: 5 % of 2 to 12 GB against 4 x 20 MB x the weight of the expert.
+        np.testing.assert_allclose(np.unique(memory.budget), [1e8, 1.5e8, 2e8, 3e8, 4e8, 6e8])
+        np.testing.assert_allclose(memory.size, 4 * upload.size)
+        assert len(np.unique(upload.size)) == 12
+        assert 1e7 < np.median(upload.size) < 4e7
+        assert np.median(upload.budget) == pytest.approx(50e6, rel=0.05)
+        assert np.log(upload.budget).std() == pytest.approx(0.5, rel=0.05)
+        assert (seconds.budget == 600).all()
+        # 3 x 500 samples of 63 ms, and 160 Mbit down and up; the median of a sum is above the sum of the medians.
+        per_weight = np.median(seconds.size, axis=0) / (upload.size / 20e6)
+        assert 1 < np.median(per_weight) / (1.5 * 63 + 160 * (1 / 4.3 + 1 / 3.3)) < 1.3
+
+    def test_no_load_is_far_above_the_mean_and_large_experts_need_fewer_clients(self):
+        problem = budgets(2000, 12, seed=4)
+        [most] = set(problem.load_max)
+        least = problem.load_min.max()
+        assert most == pytest.approx(2.2 * least, abs=2)
+        assert most * 12 < 1.1 * problem.capacity.sum()
+        size = problem.budgets[2].size
+        low = problem.load_min < least
+        assert 0 < low.sum() < 6
+        assert size[low].min() > np.median(size)
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_every_resource_binds(self, seed):
+        problem = budgets(100, 8, seed=seed)
+        best = solve(problem, "milp-scipy").objective
+        for resource in problem.budgets:
+            others = [other for other in problem.budgets if other is not resource]
+            assert solve(problem.replace(budgets=others), "milp-scipy").objective > 1.02 * best, resource
+        assert solve(problem.replace(load_min=0, load_max=None), "milp-scipy").objective > 1.02 * best
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_all_backends_that_take_budgets_agree(self, seed):
+        problem = budgets(24, 5, seed=seed)
+        takes = [entry.name for entry in solvers() if Capability.BUDGETS in entry.capabilities]
+        assert len(takes) == 5
+        found = {name: solve(problem, name) for name in takes}
+        for schedule in found.values():
+            assert schedule.status is Status.OPTIMAL
+            assert not schedule.violations
+            assert schedule.objective == pytest.approx(found["milp-scipy"].objective, rel=1e-9)
+            assert schedule.bound >= schedule.objective - 1e-9
+
+    @given(n=st.integers(1, 5), m=st.integers(1, 4), seed=st.integers(0, 2**20))
+    def test_the_optimum_of_tiny_ones_is_that_of_brute_force(self, n, m, seed):
+        problem = budgets(n, m, seed=seed)
+        best = brute_force(problem)
+        assert best is not None
+        assert solve(problem, "milp-scipy").objective == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+    @given(n=st.integers(1, 80), m=st.integers(1, 12), seed=st.integers(0, 2**20))
+    def test_is_feasible_for_every_size_and_seed(self, n, m, seed):
+        problem = budgets(n, m, seed=seed)
+        any_will_do = problem.replace(desirability=np.zeros(problem.shape))
+        assert not solve(any_will_do, "milp-scipy").violations
+        assert (problem.load_min <= problem.load_max).all()
 
 
 def some_problem():

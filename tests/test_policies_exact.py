@@ -12,7 +12,7 @@ from scheduler_tools import assert_unchanged, frozen, simulate
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
-from fedmoe_sched import InfeasibleError, Status
+from fedmoe_sched import InfeasibleError, InputError, Status
 from fedmoe_sched.policies import load_policy, make_policy
 from fedmoe_sched.policies.fedamole import FedAmolePolicy
 from fedmoe_sched.policies.flex_moe import FlexMoePolicy
@@ -210,6 +210,11 @@ class TestFedAmole:
             policy.plan(clients)
         assert_unchanged(policy, before)
         assert make_policy("fedamole", 3, strict=False, clients_per_expert=2, **options).plan(clients).relaxed
+
+    def test_strict_and_soft_exclude_one_another(self):
+        with pytest.raises(InputError, match="soft = True: excludes strict = True"):
+            make_policy("fedamole", 3, strict=True, soft=True)
+        make_policy("fedamole", 3, soft=True)
 
     def test_strict_plans_what_can_be_planned(self):
         policy = ready(FedAmolePolicy, clients_per_expert=2, min_experts=2, strict=True, default_capacity=2)

@@ -536,3 +536,17 @@ def test_nobody_can_train_anything():
     assert answer.status is Status.OPTIMAL
     assert answer.loads.tolist() == [0, 0, 0]
     assert answer.objective == 0
+
+
+@pytest.mark.parametrize("balance", [None, 0.25])
+def test_a_load_min_above_the_number_of_clients_is_a_conflict_and_no_bad_input(balance):
+    arguments = ([[0.5, 0.2]] * 2, [0, 0], 1)
+    answer = schedule(*arguments, load_min=[0, 3], balance=balance)
+    assert answer.status is Status.INFEASIBLE
+    assert "expert 1 needs 3 clients (load_min), only 2" in answer.conflict.message
+    answer = schedule(*arguments, load_min=[0, 3], balance=balance, soft=True)
+    assert answer.loads.tolist() == [0, 2]
+    [widened] = answer.relaxed
+    assert (widened.bound, widened.expert, widened.asked, widened.used) == ("load_min", 1, 3, 2)
+    with pytest.raises(InputError, match=r"load_min\[1\] = 3: must be <= load_max\[1\] = 2"):
+        schedule(*arguments, load_min=[0, 3], load_max=2, balance=balance)

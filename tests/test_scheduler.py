@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -548,6 +549,40 @@ def test_relaxed_balance_is_counted():
     record = scheduler.close_round()
     assert record.loads == (4, 0)
     assert record.relaxed == 2
+
+
+def test_soft_widens_bounds_that_exclude_one_another_and_the_record_says_which():
+    def planned(**options):
+        scheduler = Scheduler(["x", "y"], load_min=[1, 3], balance=None, **options)
+        scheduler.add_client("a", eligible=["x"])
+        return scheduler, ["a", "b", "c"]
+
+    scheduler, clients = planned()
+    with pytest.raises(InfeasibleError, match="expert y needs 3 clients"):
+        scheduler.plan(clients)
+    scheduler, clients = planned(soft=True)
+    scheduler.plan(clients)
+    record = scheduler.close_round()
+    assert record.loads == (1, 2)
+    assert record.relaxed == 1
+    [told] = record.relaxations
+    assert told.startswith("load_min[y]: 3 -> 2 (one more place is worth ")
+    assert record_values(record)["relaxations"] == [told]
+    scheduler.plan(["b", "c", "d", "e"])
+    assert scheduler.close_round().relaxations == ()
+
+
+def test_soft_names_the_clients_whose_bounds_give_way():
+    scheduler = Scheduler(2, default_capacity=2, load_max=2, balance=None, soft=True)
+    scheduler.plan(["anna", "ben", "carl"])
+    record = scheduler.close_round()
+    # Three clients of two experts each, and four places: whichever bounds give way, it is by two places.
+    assert record.relaxed == len(record.relaxations) > 0
+    gone = [re.match(r"(\w+)\[(\w+)\]: (\d) -> (\d)", told).groups() for told in record.relaxations]
+    assert sum(abs(int(asked) - int(used)) for *_, asked, used in gone) == 2
+    assert {name for kind, name, *_ in gone if kind == "min_experts"} <= {"anna", "ben", "carl"}
+    assert {name for kind, name, *_ in gone if kind == "load_max"} <= {"0", "1"}
+    assert sum(record.loads) == 6 - sum(int(asked) - int(used) for kind, _, asked, used in gone if kind[0] == "m")
 
 
 def test_a_round_after_a_round_without_any_report():

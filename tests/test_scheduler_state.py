@@ -349,3 +349,23 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path, delay):
     scheduler = Scheduler.load(path)
     assert scheduler.round >= int(said[-1] if said else 3)
     assert len(scheduler.clients) == 3000
+
+
+def test_an_open_round_keeps_what_was_widened_and_older_states_have_nothing_of_it(tmp_path):
+    scheduler = Scheduler(["x", "y"], load_min=[1, 3], balance=None, soft=True)
+    scheduler.plan(["b", "c"])
+    assert scheduler.options()["soft"] is True
+    again = reloaded(scheduler, tmp_path / "state").close_round()
+    assert again.relaxations == scheduler.close_round().relaxations
+    assert len(again.relaxations) == again.relaxed > 0
+
+    scheduler.plan(["b", "c"])
+    scheduler.save(tmp_path / "state")
+    arrays, metadata = read_archive(tmp_path / "state")
+    del metadata["open"]["relaxations"], metadata["options"]["soft"]
+    write_archive(tmp_path / "state", arrays, metadata)
+    older = Scheduler.load(tmp_path / "state")
+    assert older.options()["soft"] is False
+    record = older.close_round()
+    assert record.relaxed > 0
+    assert record.relaxations == ()

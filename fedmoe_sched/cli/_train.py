@@ -24,6 +24,7 @@ __all__ = ["demonstrate", "draw_figures", "train_policy"]
 
 Record = dict[str, Any]
 
+_MOST_WIDENED = 3  # bounds that the line of a round names
 _DEMO_POLICIES = ("random", "greedy", "balanced")
 
 
@@ -45,6 +46,14 @@ def train_policy(
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that train clients side by side, one per core.", show_default="1"),
+    ] = None,
+    soft: Annotated[
+        bool | None,
+        typer.Option(
+            "--soft/--no-soft",
+            help="Where the bounds of a round exclude one another, widen them by the fewest places.",
+            show_default="no-soft",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -77,6 +86,7 @@ def train_policy(
         "rounds": rounds,
         "seed": seed,
         "workers": workers,
+        "policy_options.soft": soft,
     }
     start = _run_settings(run_dir) if resume else None
     changes = {key: value for key, value in changes.items() if value is not None} | _parsed(settings or [])
@@ -209,8 +219,15 @@ def _note(record: Record) -> str:
     return (
         f"accuracy {record['accuracy']:.3f} loss {record['loss']:.3f} load CV {record['load_cv']:.3f} "
         f"Jain {record['client_jain']:.3f} (clients) {record['expert_jain']:.3f} (experts) "
-        f"gap {gap_text(record['gap'])} solve {seconds_text(record['solve_seconds'])}"
+        f"gap {gap_text(record['gap'])} solve {seconds_text(record['solve_seconds'])}{_widened(record)}"
     )
+
+
+def _widened(record: Record) -> str:
+    """Say which bounds of a round were widened, the first of them by name."""
+    told = record["relaxations"]
+    more = f"; ... ({len(told) - _MOST_WIDENED} more)" if len(told) > _MOST_WIDENED else ""
+    return f" widened {'; '.join(told[:_MOST_WIDENED])}{more}" if told else ""
 
 
 def _draw(runs: Sequence[Run], folder: Path, target: float | None) -> None:

@@ -101,6 +101,9 @@ class FedAmolePolicy(RulePolicy):
         self.min_experts = count_option("min_experts", min_experts, 0)
         self.max_experts = count_option("max_experts", max_experts, 1)
         self.strict = bool(strict)
+        if self.strict and self._options.soft:
+            msg = "soft = True: excludes strict = True, by which degrees never give way"
+            raise InputError(msg)
         if self.min_experts > self.max_experts:
             msg = f"min_experts = {self.min_experts}: must be <= max_experts = {self.max_experts}"
             raise InputError(msg)
