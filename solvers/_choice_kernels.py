@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fedmoe_sched.solvers._compile import part
 from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack
-from fedmoe_sched.solvers._newton_kernels import part
 
 __all__ = ["near_choices", "sort_choices"]
 
