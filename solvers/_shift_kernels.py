@@ -212,7 +212,7 @@ def shift_search(
             stuck = 0
             _reset(best, held, items, count, used, size)
         _kick(near, least, most, size, held, items, count, used, 1 + np.random.randint(4))
-        order[:] = np.random.permutation(m)
+        order = np.random.permutation(m)
     for i in range(n):
         for j in range(m):
             current[i, j] = held[i, j]

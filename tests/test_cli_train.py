@@ -156,8 +156,8 @@ class TestTrain:
 
 
 class TestDevices:
-    def test_times_and_traffic_are_columns_where_there_are_any(self, cli, tmp_path):
-        pytest.importorskip("matplotlib")
+    def test_times_and_traffic_are_columns_where_there_are_any(self, cli, tmp_path, monkeypatch):
+        monkeypatch.setattr("fedmoe_sched.figures.save_figures", lambda *_, **__: [])
         phones = tmp_path / "data" / "device_traces"
         phones.mkdir(parents=True)
         write_measurements(phones)
