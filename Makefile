@@ -70,10 +70,10 @@ study: .venv/bench
 	@$(BIN)/python -m benchmarks.study $(ARGS)
 
 test: .venv/dev
-	@$(BIN)/python -m pytest --quiet -n $(JOBS) --doctest-modules fedmoe_sched benchmarks tests $(ARGS)
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) --dist worksteal --doctest-modules fedmoe_sched benchmarks tests $(ARGS)
 
 test-slow: .venv/dev
-	@$(BIN)/python -m pytest --quiet -n $(JOBS) -m slow tests $(ARGS)
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) --dist worksteal -m slow tests $(ARGS)
 
 test-flower: .venv/dev
 	@$(BIN)/python -m pytest --quiet -m flower tests $(ARGS)

@@ -31,11 +31,13 @@ _BACKENDS: dict[str, str] = {
 }
 
 # Exact backends in the order in which `auto` would have them: the fastest first. One compiles its kernels when it
-# is first used: below so many pairs the others are fast enough, and it comes last.
+# is first used: below so many pairs the others are fast enough, and it comes last. So it does with many experts
+# and few clients: its graph has a node per expert, that of the others an arc per pair (docs/solvers.md has times).
 _COMPILED = "exact"
 _AUTO_ORDER = (_COMPILED, "flow-ortools", "lp-scipy", "flow-networkx", "ilp-pulp")
 _AUTO_BUDGETS = ("lagrangian", "milp-scipy", "ilp-ortools", "mip-ortools", "ilp-pulp")
 _COMPILING_PAYS = 100_000
+_SQUARED_EXPERTS_PER_CLIENT = 128
 
 # The backend for problems without load bounds and penalty, where clients do not compete.
 _AUTO_SEPARABLE = "greedy"
@@ -130,7 +132,7 @@ def pick(problem: AssignmentProblem, candidates: Iterable[str] | None = None) ->
         return _AUTO_SEPARABLE, f"{n} x {m} without load bounds: each client's own best choice is optimal"
     if candidates is None:
         candidates = _AUTO_BUDGETS if problem.budgets else _AUTO_ORDER
-    if n * m < _COMPILING_PAYS:
+    if n * m < _COMPILING_PAYS or m * m > _SQUARED_EXPERTS_PER_CLIENT * n:
         candidates = sorted(candidates, key=_COMPILED.__eq__)
     refusals: list[str] = []
     for name in candidates:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import part
+from fedmoe_sched.solvers._compile import part
 
 __all__ = ["ALL", "GAVE", "HUB", "TOOK", "choose_cuts", "extend", "pop", "push_arcs", "refresh"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fedmoe_sched.solvers._compile import jit, part
 from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack, weigh
-from fedmoe_sched.solvers._newton_kernels import jit, part
 
 __all__ = ["list_near", "near_choices", "sort_choices"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit, part
+from fedmoe_sched.solvers._compile import jit, part
 
 __all__ = ["core_of", "fractional", "multipliers", "rank", "respond", "split_knapsack", "weigh"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._arc_kernels import pop
+from fedmoe_sched.solvers._compile import jit, part
 from fedmoe_sched.solvers._layer_kernels import may_give, may_take, note_exchanges
-from fedmoe_sched.solvers._newton_kernels import jit, part
 from fedmoe_sched.solvers._path_kernels import (
     BALANCED,
     NO_PATH,

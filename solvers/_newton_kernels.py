@@ -7,28 +7,13 @@ Nodes 0 .. m - 1 are the experts; node m is the hub, where unused client slots a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 
-__all__ = ["NOTHING", "jit", "marginal", "newton_step", "part", "quantile", "surplus", "wanted_loads"]
+from fedmoe_sched.solvers._compile import jit, part
 
-#: For kernels that Python calls. A kernel is compiled anew when its own file changes, not when another one does:
-#: after a change of what it calls, remove ``__pycache__``. Arrays are filled by loops: any other way, ``np.zeros``
-#: too, takes the compiler a tenth of a second for each shape and type.
-jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def part(function: Function) -> Function:
-    """Compile what only kernels call: it is kept on disk with them, and callable from nowhere else."""
-    bare: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # options without a type
-    compiled: Function = numba.njit(nogil=True, error_model="numpy", **bare)(function)
-    return compiled
-
+__all__ = ["NOTHING", "marginal", "newton_step", "quantile", "surplus", "wanted_loads"]
 
 #: Slack from which on a client has nothing to exchange.
 NOTHING = 1e38

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import part
+from fedmoe_sched.solvers._compile import part
 
 __all__ = ["has_bit", "pick"]
 

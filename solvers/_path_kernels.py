@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._arc_kernels import ALL, GAVE, TOOK, choose_cuts, extend, push_arcs, refresh
-from fedmoe_sched.solvers._newton_kernels import jit, marginal, part, wanted_loads
+from fedmoe_sched.solvers._compile import jit, part
+from fedmoe_sched.solvers._newton_kernels import marginal, wanted_loads
 
 __all__ = [
     "BALANCED",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._choice_kernels import near_choices, sort_choices
+from fedmoe_sched.solvers._compile import jit, part
 from fedmoe_sched.solvers._knapsack_kernels import respond
-from fedmoe_sched.solvers._newton_kernels import jit, part
 from fedmoe_sched.solvers._partition_kernels import has_bit, pick
 
 __all__ = ["recombine"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit, part
+from fedmoe_sched.solvers._compile import jit, part
 
 __all__ = [
     "candidates",

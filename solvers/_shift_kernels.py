@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmoe_sched.solvers._newton_kernels import jit, part
+from fedmoe_sched.solvers._compile import jit, part
 
 __all__ = ["shift_search"]
 
@@ -212,7 +212,7 @@ def shift_search(
             stuck = 0
             _reset(best, held, items, count, used, size)
         _kick(near, least, most, size, held, items, count, used, 1 + np.random.randint(4))
-        order[:] = np.random.permutation(m)
+        order = np.random.permutation(m)
     for i in range(n):
         for j in range(m):
             current[i, j] = held[i, j]

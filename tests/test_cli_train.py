@@ -19,6 +19,9 @@ from fedmoe_sched.cli import app
 from fedmoe_sched.cli._output import duration_text
 
 pytest.importorskip("torch")
+
+from fedmoe_sched.federated.workers import client_pool
+
 pytestmark = pytest.mark.train
 
 # Small enough for a second, large enough to learn something.
@@ -61,7 +64,14 @@ class TestTrain:
         assert [record["policy"] for record in metrics(tmp_path / "here")] == ["random"]
 
     @pytest.mark.parametrize(("policy", "workers"), [("balanced", 2), ("flex-moe", 1), ("fedamole", 1)])
-    def test_resume_goes_on_with_the_settings_of_the_run(self, cli, tmp_path, policy, workers):
+    def test_resume_goes_on_with_the_settings_of_the_run(self, cli, tmp_path, monkeypatch, policy, workers):
+        pools = []
+
+        def pool_of(config, *arguments):
+            pools.append(config.workers)  # workers have tests of their own
+            return client_pool(config.updated({"workers": 1}), *arguments)
+
+        monkeypatch.setattr("fedmoe_sched.federated.simulation.client_pool", pool_of)
         whole, part = tmp_path / "whole", tmp_path / "part"
         options = (*SMALL, "--policy", policy, "--set", "clients.failure-rate=0.3")
         assert cli("train", *options, "--run-dir", whole).exit_code == 0
@@ -69,6 +79,7 @@ class TestTrain:
         result = cli("train", "--resume", "--run-dir", part, "--rounds", 2, "--workers", workers)
         assert result.exit_code == 0, result.output
         assert metrics(part) == metrics(whole)
+        assert pools == [1, 1, workers]
 
     def test_soft_widens_the_bounds_of_rounds_and_says_which(self, cli, tmp_path):
         # Four clients of capacity 1 or 2 have six slots for nine places.
@@ -165,8 +176,8 @@ class TestTrain:
 
 
 class TestDevices:
-    def test_times_and_traffic_are_columns_where_there_are_any(self, cli, tmp_path):
-        pytest.importorskip("matplotlib")
+    def test_times_and_traffic_are_columns_where_there_are_any(self, cli, tmp_path, monkeypatch):
+        monkeypatch.setattr("fedmoe_sched.figures.save_figures", lambda *_, **__: [])
         phones = tmp_path / "data" / "device_traces"
         phones.mkdir(parents=True)
         write_measurements(phones)
@@ -220,9 +231,10 @@ class TestFigures:
 class TestDemo:
     def test_three_policies_from_the_same_start(self, cli, tmp_path):
         pytest.importorskip("matplotlib")
-        for _ in range(2):  # the second replaces the first
-            result = cli("demo", "--rounds", 1, "--output", "out")
-            assert result.exit_code == 0, result.output
+        earlier = tmp_path / "out" / "runs" / "greedy"  # is replaced
+        assert cli("train", *SMALL, "--policy", "greedy", "--run-dir", earlier).exit_code == 0
+        result = cli("demo", "--rounds", 1, "--output", "out")
+        assert result.exit_code == 0, result.output
         rows = [line.split() for line in result.output.splitlines()[-3:]]
         assert [row[0] for row in rows] == ["random", "greedy", "balanced"]
         records = {name: metrics(tmp_path / "out" / "runs" / name) for name in ("random", "greedy", "balanced")}

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, assert_proved, assert_refused, examples, takes
+from contract_tools import assert_finds, assert_proved, assert_refused, examples, share, takes
 from oracle import TOLERANCE, brute_force, clustered, contended, linear_program
 
 from fedmoe_sched import AssignmentProblem, Capability, Limits, Solver, Status, StopReason, solve, solvers
@@ -31,13 +31,13 @@ MID_SIZE = {
 
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force(exact_backend):
-    for problem in examples():
+    for problem in share(exact_backend, examples()):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_load_bounds_bite(exact_backend):
     """Drawn problems are good at corners; half of these problems cannot give every client its own best choice."""
-    for seed in range(150):
+    for seed in share(exact_backend, range(150)):
         problem = contended(seed)
         assert_finds(exact_backend, problem, brute_force(problem))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, examples, needs, takes
+from contract_tools import assert_finds, examples, needs, share, takes
 from oracle import brute_force, clustered, contended
 
 from fedmoe_sched import (
@@ -37,13 +37,13 @@ def budgeted(seed: int, *, penalised: bool = False) -> AssignmentProblem:
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_budgets(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    for problem in examples(budgeted=True):
+    for problem in share(exact_backend, examples(budgeted=True)):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_budgets_and_load_bounds_bite(exact_backend):
     needs(exact_backend, Capability.BUDGETS)
-    for seed in range(100):
+    for seed in share(exact_backend, range(100)):
         problem = budgeted(seed)
         assert_finds(exact_backend, problem, brute_force(problem))
 
@@ -58,7 +58,7 @@ def test_exact_backend_agrees_with_brute_force_on_many_budgets(exact_backend):
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_budgets_and_load_penalties(exact_backend):
     needs(exact_backend, Capability.BUDGETS, Capability.LOAD_PENALTY)
-    for problem in examples(penalised=True, budgeted=True)[::3]:  # one of the backends starts a process for each
+    for problem in share(exact_backend, examples(penalised=True, budgeted=True)):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, assert_keeps_bounds, examples, needs, takes
+from contract_tools import assert_finds, assert_keeps_bounds, examples, needs, share, takes
 from oracle import brute_force, clustered, layered, linear_program
 
 from fedmoe_sched import AssignmentProblem, Capability, ExpertLayers, Status, UnsupportedProblemError, solve
@@ -47,14 +47,14 @@ def test_exact_backend_agrees_with_brute_force_on_layers(exact_backend, penalise
     needs(exact_backend, Capability.LAYERS)
     if penalised:
         needs(exact_backend, Capability.LOAD_PENALTY)
-    for problem in examples(with_layers=True, penalised=penalised)[::4]:
+    for problem in share(exact_backend, examples(with_layers=True, penalised=penalised)[::4]):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_layers_and_load_bounds_bite(exact_backend):
     needs(exact_backend, Capability.LAYERS)
     penalised = takes(exact_backend, Capability.LOAD_PENALTY)
-    for seed in range(40):
+    for seed in share(exact_backend, range(40)):
         problem = layered(seed, penalised=penalised and seed % 2 == 1)
         assert_finds(exact_backend, problem, brute_force(problem))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import assert_finds, examples, needs, takes
+from contract_tools import assert_finds, examples, needs, share
 from oracle import TOLERANCE, brute_force, clustered, contended, linear_program, penalty_paid
 
 from fedmoe_sched import AssignmentProblem, Capability, LoadPenalty, UnsupportedProblemError, solve, solvers
@@ -45,14 +45,13 @@ PENALISED = {
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_load_penalties(exact_backend):
     needs(exact_backend, Capability.LOAD_PENALTY)
-    for problem in examples(penalised=True):
+    for problem in share(exact_backend, examples(penalised=True)):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
 def test_exact_backend_agrees_with_brute_force_where_load_penalties_and_bounds_bite(exact_backend):
     needs(exact_backend, Capability.LOAD_PENALTY)
-    # The integer programs are slower, and have problems with budgets besides.
-    for seed in range(50 if takes(exact_backend, Capability.BUDGETS) else 150):
+    for seed in share(exact_backend, range(150)):
         problem = contended(seed, penalised=True)
         assert_finds(exact_backend, problem, brute_force(problem))
 

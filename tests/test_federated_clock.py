@@ -161,6 +161,7 @@ def test_a_round_waits_until_enough_clients_are_there_together():
     assert it.gather([0, 1, 2]).clients == (0, 1)
     assert it.gather([0]).waited == 15  # fewer may take part
     assert clock(FAST, FAST, FAST, traces=traces, least=2).gather([1, 2]).waited == 20
+    traces = traces_of([(0, 1e5), (4e5, 9e5)], [(2e5, 3e5), (7e5, 9.5e5)], [(5e4, 2.5e5)], period=1e6)
     with pytest.raises(InputError, match=r"devices\.min_available = 3: of the 3 clients .* in the 30 days"):
         clock(FAST, FAST, FAST, traces=traces, least=3).gather([0, 1, 2])
 

@@ -69,6 +69,23 @@ def test_digits_are_split_three_to_one_and_stratified():
     assert not np.array_equal(data.test_images, other.test_images)
 
 
+def test_digits_are_those_of_scikit_learn_and_without_its_file_come_from_its_function(monkeypatch):
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **kw: read.append(kw) or load_digits(**kw))
+    read = []
+    data = load_dataset("digits")
+    assert not read
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    same = load_dataset("digits")
+    assert read
+    for part in ("train_images", "train_labels", "test_images", "test_labels"):
+        ours, theirs = getattr(data, part), getattr(same, part)
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
+
+
 def test_fashion_mnist_reads_the_four_files(fashion):
     folder, images, labels = fashion
     data = load_dataset("fashion-mnist", folder)

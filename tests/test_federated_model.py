@@ -149,6 +149,31 @@ def test_shared_parts_are_trained_as_configured(model, batch, options, moved):
     assert {n.split(".")[0] for n in result.update.parameters} == moved  # nothing else is sent
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_are_those_of_the_formula(model, batch, momentum):
+    """v <- momentum v + gradient + decay w, w <- w - rate v; a batch holds all samples, in whatever order."""
+    x, y = batch
+    state, velocity = state_of(model), {}
+    options = {"epochs": 4, "batch_size": 24, "momentum": momentum, "weight_decay": 0.05, "clip_norm": 0.0}
+    rates = {"learning_rate": 0.05, "gate_learning_rate": 0.2}
+    sent = train(model, state, batch, **options, **rates).update.parameters
+    model.load_state_dict(state)
+    trained = {name: p for name, p in model.named_parameters() if expert_of(name) in {None, 1, 3}}
+    for _ in range(4):
+        prediction = model(x, [1, 3])
+        picked = prediction.log_probabilities[torch.arange(len(y)), y]
+        loss = -picked.mean() - prediction.held_log_mass.mean()
+        gradients = torch.autograd.grad(loss, list(trained.values()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(trained.items(), gradients, strict=True):
+                velocity[name] = momentum * velocity.get(name, 0.0) + gradient + 0.05 * p
+                trained[name] -= (0.2 if name.startswith("gate") else 0.05) * velocity[name]
+    assert sent.keys() == trained.keys()
+    for name, p in trained.items():
+        assert torch.allclose(sent[name], p, atol=1e-6), name
+        assert not torch.allclose(sent[name], state[name], atol=1e-4), name
+
+
 def test_training_learns(model, batch):
     state = state_of(model)
     first = train(model, state, batch, epochs=1)

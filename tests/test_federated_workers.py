@@ -114,12 +114,14 @@ def test_an_exception_that_cannot_be_sent_becomes_one_that_can():
     assert type(pickle.loads(_pickled(KeyError("salt")))) is KeyError
 
 
-def test_there_are_no_more_workers_than_clients(parts):
+def test_no_more_workers_than_clients_and_what_is_printed_as_one_starts_is_no_answer(parts, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('good morning', end='')")
+    monkeypatch.syspath_prepend(tmp_path)
     data, samples, state = parts
     before = workers_of()
     with client_pool(small(workers=9), data, samples[:1]) as pool:
         [started] = set(workers_of()) - set(before)
-        assert len(pool.train(state, jobs(1))) == 1
+        assert [r.update.client for r in pool.train(state, jobs(1))] == ["client-0"]
     assert gone([started], 0)
 
 
@@ -192,11 +194,3 @@ def test_no_worker_outlives_the_run(tmp_path, send, number):
     assert gone(started)
     # Only the interrupted caller has something to say, not its workers.
     assert errors.count("Traceback") == (number == signal.SIGINT)
-
-
-def test_what_is_printed_as_a_worker_starts_is_no_answer(parts, monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("print('good morning', end='')")
-    monkeypatch.syspath_prepend(tmp_path)
-    data, samples, state = parts
-    with client_pool(small(workers=2), data, samples[:1]) as pool:  # one client, so one worker
-        assert [r.update.client for r in pool.train(state, jobs(1))] == ["client-0"]

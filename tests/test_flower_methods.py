@@ -1,6 +1,7 @@
 """Signals and methods over the wire: the run of the loop on one machine, and what becomes of bad answers."""
 
 import logging
+from functools import cache
 
 import numpy as np
 import pytest
@@ -187,16 +188,20 @@ QUESTION_FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def without_client_2(tmp_path_factory):
+    return on_flower(small("hfedmoe", rounds=2), tmp_path_factory.mktemp("without") / "run", without=(2,))[0]
+
+
 @pytest.mark.parametrize("kind", QUESTION_FAULTS)
-def test_a_client_that_does_not_tell_is_left_out_of_the_round_and_named(kind, tmp_path):
+def test_a_client_that_does_not_tell_is_left_out_of_the_round_and_named(kind, without_client_2, tmp_path):
     """The rest of the run is that of clients among which it is not."""
     spoil, line = QUESTION_FAULTS[kind]
     config = small("hfedmoe", rounds=2)
     strategy, grid = on_flower(
         config, tmp_path / "run", question_fault=lambda client, _, reply: spoil(reply) if client == 2 else reply
     )
-    expected, _ = on_flower(config, tmp_path / "expected", without=(2,))
-    assert_same_state(strategy.coordinator.state, expected.coordinator.state)
+    assert_same_state(strategy.coordinator.state, without_client_2.coordinator.state)
     first = read_run(tmp_path / "run").records[0]
     wrong = {"rejected": [], "unanswered": {}, "failed_clients": []}
     if line.startswith("client-2"):
@@ -279,25 +284,41 @@ TASK_FAULTS = {
 }
 
 
+def with_fault(policy, change, folder):
+    """Train with a client whose answer in the first round is changed."""
+
+    def fault(client, number, reply):
+        return change(reply) if (client, number) == (2, 1) else reply
+
+    return on_flower(small(policy, rounds=2), folder, fault=fault)[0]
+
+
+@pytest.fixture(scope="module")
+def where_it_raises(tmp_path_factory):
+    """Return the folder of the run of a policy in which the client raises."""
+
+    @cache
+    def folder_of(policy):
+        folder = tmp_path_factory.mktemp("raises") / "run"
+        with_fault(policy, broken, folder)
+        return folder
+
+    return folder_of
+
+
 @pytest.mark.parametrize(("policy", "kind"), TASK_FAULTS)
-def test_a_malformed_answer_to_a_method_fails_that_client_alone(policy, kind, tmp_path):
+def test_a_malformed_answer_to_a_method_fails_that_client_alone(policy, kind, where_it_raises, tmp_path):
     """The run is that in which the client raises instead."""
     spoil, reason = TASK_FAULTS[policy, kind]
-    config, wrong = small(policy, rounds=2), {}
-    for place, change in (("run", spoil), ("expected", broken)):
-
-        def fault(client, number, reply, change=change):
-            return change(reply) if (client, number) == (2, 1) else reply
-
-        wrong[place], _ = on_flower(config, tmp_path / place, fault=fault)
-    run, expected = (records(tmp_path / place) for place in wrong)
+    strategy = with_fault(policy, spoil, tmp_path / "run")
+    run, expected = records(tmp_path / "run"), records(where_it_raises(policy))
     assert run[0]["failed_clients"] == expected[0]["failed_clients"] == ["client-2"]
     assert len(run[0]["rejected"]) == 1
     assert run[0]["rejected"][0].startswith("client-2: ")
     assert reason in run[0]["rejected"][0]
     assert run[1]["failed_clients"] == []
-    assert_same_checkpoints(tmp_path / "run", tmp_path / "expected")
-    assert all(torch.isfinite(value).all() for value in wrong["run"].coordinator.state.values())
+    assert_same_checkpoints(tmp_path / "run", where_it_raises(policy))
+    assert all(torch.isfinite(value).all() for value in strategy.coordinator.state.values())
 
 
 def test_with_too_few_answers_what_is_personal_stays_as_well(tmp_path):

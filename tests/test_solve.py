@@ -219,6 +219,13 @@ def test_auto_compiles_kernels_for_large_problems_only():
     assert pick(clustered(20_000, 16))[0] == "exact"
 
 
+@pytest.mark.parametrize(("n", "m", "name"), [(8_192, 1_024, "exact"), (8_191, 1_024, "flow-ortools")])
+def test_auto_builds_a_flow_for_many_experts_and_few_clients(n, m, name):
+    problem = AssignmentProblem(np.broadcast_to(np.float32(1), (n, m)), 1, load_max=n // m + 1)
+    assert pick(problem) == (name, f"{n} x {m} with load bounds: fastest exact backend")
+    assert pick(AssignmentProblem(np.ones((400, 400)), 1, load_max=1))[0] == "flow-ortools"
+
+
 def test_auto_falls_back_where_an_engine_is_missing(monkeypatch):
     problem = clustered(20, 4)
     flow = solver_class("flow-ortools")

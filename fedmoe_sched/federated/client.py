@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.sgd import sgd
 
 from fedmoe_sched._arrays import IntArray
 from fedmoe_sched.errors import InputError
@@ -150,8 +151,9 @@ def _train(
     norms: dict[int, list[Tensor]] | None = None,
 ) -> float:
     """Run the local epochs of stochastic gradient descent; return the mean loss, and collect gradient norms."""
-    optimizer = _optimizer(model, trained, config)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    rates = _learning_rates(model, trained, config)
+    parameters = [p for group, _ in rates for p in group]
+    momenta: dict[Tensor, Tensor | None] = {}
     model.train()
     losses = []
     for _ in range(config.epochs):
@@ -161,13 +163,14 @@ def _train(
             prediction = model(images[rows], held)
             loss = functional.nll_loss(prediction.log_probabilities, labels[rows])
             total = loss - config.routing_weight * prediction.held_log_mass.mean()
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             total.backward()
             for expert, steps in (norms or {}).items():
                 steps.append(_gradient_norm(model.experts[str(expert)]))
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
-            optimizer.step()
+            _step(rates, momenta, config)
             losses.append(loss.detach())
     return float(torch.stack(losses).double().mean())
 
@@ -181,27 +184,46 @@ def _batches(order: IntArray, size: int) -> list[IntArray]:
     return np.array_split(order, -(-len(order) // size))
 
 
-def _optimizer(model: MixtureOfExperts, trained: Sequence[int], config: LocalConfig) -> torch.optim.SGD:
+def _learning_rates(
+    model: MixtureOfExperts, trained: Sequence[int], config: LocalConfig
+) -> list[tuple[list[nn.Parameter], float]]:
+    """List the parameters that are trained, with their learning rates; freeze all others."""
     # Parts that are not trained are left out, so that weight decay does not touch them either.
-    groups = [{"params": [p for j in trained for p in model.experts[str(j)].parameters()]}]
+    rates = [([p for j in trained for p in model.experts[str(j)].parameters()], config.learning_rate)]
     if config.train_extractor:
-        groups.append({"params": list(model.extractor.parameters())})
+        rates.append((list(model.extractor.parameters()), config.learning_rate))
     if config.train_gate:
-        rate = config.gate_learning_rate or config.learning_rate
-        groups.append({"params": list(model.gate.parameters()), "lr": rate})  # type: ignore[dict-item]
+        rates.append((list(model.gate.parameters()), config.gate_learning_rate or config.learning_rate))
     for parameter in model.parameters():
         parameter.requires_grad = False
-    for group in groups:
-        for parameter in group["params"]:
+    for group, _ in rates:
+        for parameter in group:
             parameter.requires_grad = True
-    # One call for all parameters, not one each: they are small.
-    return torch.optim.SGD(
-        groups,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
+    return rates
+
+
+@torch.no_grad()
+def _step(
+    rates: list[tuple[list[nn.Parameter], float]], momenta: dict[Tensor, Tensor | None], config: LocalConfig
+) -> None:
+    """Take the step of `torch.optim.SGD`; that class would import torch's compiler, as slow as torch itself."""
+    for group, rate in rates:
+        moved: list[Tensor] = [p for p in group if p.grad is not None]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        buffers = [momenta.get(p) for p in moved]
+        sgd(
+            moved,
+            gradients,
+            buffers,
+            foreach=True,  # one call for all parameters, not one each: they are small
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        momenta.update(zip(moved, buffers, strict=True))
 
 
 @torch.no_grad()

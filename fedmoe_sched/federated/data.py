@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,26 @@ def stratified_part(name: str, labels: IntArray, size: int, seed: int) -> IntArr
 
 def _load_digits(seed: int) -> Dataset:
     """Load scikit-learn's 1,797 digits, a stratified quarter of them for the test."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[:, None]
-    labels = bunch.target.astype(np.int64)
+    table = _digits_table()
+    images = table[:, :64].reshape(-1, 1, 8, 8)
+    labels = table[:, 64].astype(np.int64)
     test = stratified_part("test part", labels, round(len(labels) / 4), seed)
     train = np.setdiff1d(np.arange(len(labels)), test)
     names = tuple(str(digit) for digit in range(10))
     return Dataset("digits", images[train], labels[train], images[test], labels[test], names)
+
+
+def _digits_table() -> npt.NDArray[np.uint8]:
+    """Return rows of 64 pixels and the label, from scikit-learn's file: to import scikit-learn takes longer."""
+    spec = find_spec("sklearn")
+    if spec is not None and spec.origin is not None:
+        file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.column_stack([pixels, labels]).astype(np.uint8)
 
 
 # --- files of the publishers -------------------------------------------------------------------------------------
