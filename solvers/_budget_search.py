@@ -19,6 +19,7 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
 from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._insertion_kernels import insert
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
 from fedmoe_sched.solvers.flow_ortools import OrToolsFlow
@@ -35,8 +36,10 @@ _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _PRICING = 0.4  # of the time left, for the linear relaxation
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
+_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # of sizes against scores, in first answers
 _STEPS = 300  # on the way to better prices
 _ROUNDING = 1e-10  # of an objective
+_TINY = 1e-3  # of a budget
 
 Mask = npt.NDArray[np.bool_]
 
@@ -48,6 +51,7 @@ def load_kernels() -> None:
         np.ones((2, 2)), 1, budgets=[ResourceBudget("tiny", np.array([1.0, 2.0]), np.full(2, 2.0))]
     )
     search = Search(tiny, Limits(time=1.0))
+    search.insert()
     search.price(np.zeros(2))
     search.descend(0.0, 0.0)
     Parts(search.clients, search.dual, np.zeros((2, 2), dtype=np.int8), search.random, lambda: 1.0).improve()
@@ -80,6 +84,7 @@ class Search:
         self.clients = Clients.of(self.problem)
         self.random = np.random.default_rng(self.limits.seed)
         self.relaxed: Relaxation | None = None
+        self._spare: Assignment | None = None
         self._limit, self._combined = (
             0.0,
             -1.0,
@@ -113,8 +118,11 @@ class Search:
         -------
         Answer
         """
+        self._spare = self.insert()
         if not (self.price(prices) and self.improve()):
             return Answer(StopReason.PROVED_INFEASIBLE)
+        if not self.proved:
+            self.adopt(self._spare)
         assignment = None if self.held is None else Assignment.from_mask(self.held)
         bound = self.worth if self.proved else self.bound
         bound += _ROUNDING * max(1.0, abs(bound))  # knapsacks may be bounded more closely than the certificate's
@@ -125,6 +133,29 @@ class Search:
             known,
             bound if math.isfinite(bound) else None,
         )
+
+    def insert(self) -> Assignment | None:
+        """Place experts one by one, with more and more regard to sizes, until all bounds are kept."""
+        gain, possible = self.clients.gain, np.isfinite(self.clients.gain)
+        if not possible.any():
+            return None
+        largest = self.clients.size.max(axis=0, initial=0.0)
+        order = np.zeros(0, dtype=np.int64)
+        if self.problem.load_penalty is None:
+            worth = np.where(possible, gain / (largest + _TINY), -np.inf)
+            order = np.argsort(-worth, axis=None, kind="stable")[: int((possible & (gain > 0)).sum())]
+        scale = float(np.abs(gain).mean(where=possible))
+        for weight in _WEIGHTS:
+            held = np.zeros(gain.shape, dtype=np.int8)
+            score = np.where(possible, gain - weight * scale * largest, -np.inf)
+            insert(
+                score, self.clients.size, self.clients.most, self.clients.load_min, self.clients.load_max, order,
+                held,
+            )  # fmt: skip
+            assignment = Assignment.from_mask(held > 0)
+            if not violations(self.problem, assignment):
+                return assignment
+        return None
 
     def price(self, prices: npt.NDArray[np.float64] | None) -> bool:
         """Find prices and their bound; return whether the linear relaxation has a solution."""
@@ -238,6 +269,9 @@ class Search:
         parts = self._filled(self.relaxed, _FILL)
         if parts is not None:
             return parts
+        if self.relaxed is None and self._spare is not None:
+            self.adopt(self._spare)
+            return self.parts(self._spare.mask().astype(np.int8), self.left)
         self.descend(self.left(_DESCENT), self.left(_FIRST))
         if self.held is not None:
             return self.parts(self.held.astype(np.int8), self.left)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
+import oracle
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 pytest.importorskip("ortools")
 
 from fedmoe_sched import AssignmentProblem, Limits, ResourceBudget, Status, StopReason, solve
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import violations
 from fedmoe_sched.solver import Answer
 from fedmoe_sched.solvers import _budget_search as search
+from fedmoe_sched.solvers._budget_dual import Clients
+from fedmoe_sched.solvers._insertion_kernels import insert
 
 
 def tight(seed=0, share=0.65):
@@ -66,9 +73,36 @@ def test_a_single_client_whose_engine_never_ends(monkeypatch):
     best = solve(problem, "milp-scipy").objective
     one = Assignment.from_pairs([0], [4], problem.shape)
     monkeypatch.setattr(search, "_solve", lambda part, seconds: Answer(StopReason.TIME_LIMIT, one))
-    monkeypatch.setattr(search.Search, "_start_parts", lambda self: None)
+    monkeypatch.setattr(search.Search, "insert", lambda self: None)
+    monkeypatch.setattr(search.Search, "start", lambda self: None)
     monkeypatch.setattr(search.Search, "descend", lambda self, seconds, first: None)
     without_recombination(monkeypatch)
     answer = solve(problem, "lagrangian", limits=Limits(time=0.2))
     assert (answer.status, answer.objective) == (Status.FEASIBLE, 7.5)
     assert answer.bound >= best > 7.5
+
+
+@settings(max_examples=150)
+@given(st.data(), oracle.tiny_problems(budgeted=True))
+def test_insertion_keeps_budgets_and_says_what_is_missing(data, problem):
+    if not problem.budgets:
+        return
+    clients = Clients.of(problem)
+    n, m = problem.shape
+    possible = np.isfinite(clients.gain)
+    order = np.flatnonzero(possible & data.draw(hnp.arrays(np.bool_, (n, m))))
+    held = np.zeros((n, m), dtype=np.int8)
+    low = np.minimum(clients.load_min, clients.load_max)
+    missing = insert(clients.gain, clients.size, clients.most, low, clients.load_max, order, held)
+    assert possible[held > 0].all()
+    assert (held.sum(axis=0) <= clients.load_max).all()
+    assert missing == (low - held.sum(axis=0)).clip(0).sum()
+    left_out = problem.replace(min_experts=0, load_min=0, load_max=n)
+    assert not violations(left_out, Assignment.from_mask(held > 0))
+
+
+def test_there_is_an_answer_where_there_is_no_time():
+    problem = tight(share=0.8)
+    answer = solve(problem, "lagrangian", limits=Limits(time=1e-6))
+    assert answer.status is Status.FEASIBLE
+    assert answer.verify().feasible
