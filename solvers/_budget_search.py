@@ -84,7 +84,7 @@ class Search:
         self.clients = Clients.of(self.problem)
         self.random = np.random.default_rng(self.limits.seed)
         self.relaxed: Relaxation | None = None
-        self._spare: Assignment | None = None
+        self.spare: Assignment | None = None
         self._limit, self._combined = (
             0.0,
             -1.0,
@@ -118,11 +118,11 @@ class Search:
         -------
         Answer
         """
-        self._spare = self.insert()
+        self.spare = self.insert()
         if not (self.price(prices) and self.improve()):
             return Answer(StopReason.PROVED_INFEASIBLE)
         if not self.proved:
-            self.adopt(self._spare)
+            self.adopt(self.spare)
         assignment = None if self.held is None else Assignment.from_mask(self.held)
         bound = self.worth if self.proved else self.bound
         bound += _ROUNDING * max(1.0, abs(bound))  # knapsacks may be bounded more closely than the certificate's
@@ -148,9 +148,10 @@ class Search:
         for weight in _WEIGHTS:
             held = np.zeros(gain.shape, dtype=np.int8)
             score = np.where(possible, gain - weight * scale * largest, -np.inf)
+            ranked = np.ascontiguousarray(np.argsort(-score, axis=0, kind="stable").T)
             insert(
-                score, self.clients.size, self.clients.most, self.clients.load_min, self.clients.load_max, order,
-                held,
+                score, self.clients.size, self.clients.most, self.clients.load_min, self.clients.load_max, ranked,
+                order, held,
             )  # fmt: skip
             assignment = Assignment.from_mask(held > 0)
             if not violations(self.problem, assignment):
@@ -269,13 +270,15 @@ class Search:
         parts = self._filled(self.relaxed, _FILL)
         if parts is not None:
             return parts
-        if self.relaxed is None and self._spare is not None:
-            self.adopt(self._spare)
-            return self.parts(self._spare.mask().astype(np.int8), self.left)
+        if self.relaxed is None and self.spare is not None:
+            self.adopt(self.spare)
+            return self.parts(self.spare.mask().astype(np.int8), self.left)
+        if self.left() <= 0:
+            return None
         self.descend(self.left(_DESCENT), self.left(_FIRST))
         if self.held is not None:
             return self.parts(self.held.astype(np.int8), self.left)
-        if self.relaxed is not None:
+        if self.relaxed is not None and self.left() > 0:
             parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
         return parts
 

@@ -74,6 +74,7 @@ class ChoiceSearch(Search):
             return super().improve()
         if self.relaxed is not None:
             self.untangle(self.relaxed.shares)
+        self.adopt(self.spare)
         while self.left() > 0 and not self.proved:
             if not (self.combine(self.left(_COMBINING)) or self.try_all(self.left())):
                 return False
@@ -83,6 +84,8 @@ class ChoiceSearch(Search):
         """Return a first answer: from shares of choices, or as any search does."""
         if self.relaxed is not None:
             self.untangle(self.relaxed.shares)
+        if self.held is None:
+            self.adopt(self.spare)
         return super().start() if self.held is None else self.parts(self.held.astype(np.int8), self.left)
 
     def settle(self, seconds: float) -> None:

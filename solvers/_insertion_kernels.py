@@ -33,22 +33,22 @@ def _hold(held: Any, size: Any, used: Any, count: Any, loads: Any, client: int, 
 
 
 @part
-def _best_two(
-    score: Any, size: Any, used: Any, count: Any, most: Any, held: Any, expert: int, first: Any, second: Any
-) -> None:
-    """Write the two best clients that an expert could be placed at, or -1."""
-    first[expert], second[expert] = -1, -1
-    for i in range(score.shape[0]):
-        if score[i, expert] == -np.inf or held[i, expert] or not _fits(size, used, count, most, i, expert):
-            continue
-        if first[expert] < 0 or score[i, expert] > score[first[expert], expert]:
-            first[expert], second[expert] = i, first[expert]
-        elif second[expert] < 0 or score[i, expert] > score[second[expert], expert]:
-            second[expert] = i
+def _next(
+    score: Any, size: Any, used: Any, count: Any, most: Any, held: Any, ranked: Any, expert: int, start: int
+) -> int:
+    """Return from which rank on, `start` or later, an expert could be placed; n if nowhere."""
+    while start < len(score) and score[ranked[expert, start], expert] > -np.inf:
+        i = ranked[expert, start]
+        if not held[i, expert] and _fits(size, used, count, most, i, expert):
+            return start
+        start += 1
+    return len(score)
 
 
 @jit
-def insert(score: Any, size: Any, most: Any, load_min: Any, load_max: Any, order: Any, held: Any) -> int:
+def insert(
+    score: Any, size: Any, most: Any, load_min: Any, load_max: Any, ranked: Any, order: Any, held: Any
+) -> int:
     """Place experts at clients up to their lower bounds by regret, then pairs in the order given, where they fit.
 
     Parameters
@@ -59,6 +59,8 @@ def insert(score: Any, size: Any, most: Any, load_min: Any, load_max: Any, order
         In parts of the budgets.
     most : ndarray, shape (n,), int64
     load_min, load_max : ndarray, shape (m,), int64
+    ranked : ndarray, shape (m, n), int64
+        Clients of each expert, the best first.
     order : ndarray, shape (k,), int64
         Pairs ``i * m + j`` that may be added, the best first.
     held : ndarray, shape (n, m), int8
@@ -71,37 +73,34 @@ def insert(score: Any, size: Any, most: Any, load_min: Any, load_max: Any, order
     """
     n, m = score.shape
     used, count, loads = np.empty((size.shape[0], n)), np.empty(n, np.int64), np.empty(m, np.int64)
-    first, second, closed = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int8)
+    first, second, closed = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int8)  # ranks
     for i in range(n):
         count[i] = 0
         for r in range(size.shape[0]):
             used[r, i] = 0.0
     for j in range(m):
-        loads[j], closed[j] = 0, 0
-        _best_two(score, size, used, count, most, held, j, first, second)
+        loads[j], closed[j], first[j], second[j] = 0, 0, 0, 1
     missing = 0
     while True:
         expert, largest = -1, -np.inf
         for j in range(m):
             if closed[j] or loads[j] >= load_min[j]:
                 continue
-            i, other = first[j], second[j]
-            if (i >= 0 and not _fits(size, used, count, most, i, j)) or (
-                other >= 0 and not _fits(size, used, count, most, other, j)
-            ):
-                _best_two(score, size, used, count, most, held, j, first, second)
-                i, other = first[j], second[j]
-            if i < 0:
+            # Room only shrinks: whoever has none for the expert has none later.
+            first[j] = _next(score, size, used, count, most, held, ranked, j, first[j])
+            if first[j] == n:
                 closed[j] = 1
                 missing += load_min[j] - loads[j]
                 continue
-            regret = np.inf if other < 0 else score[i, j] - score[other, j]
+            second[j] = _next(score, size, used, count, most, held, ranked, j, max(second[j], first[j] + 1))
+            regret = np.inf
+            if second[j] < n:
+                regret = score[ranked[j, first[j]], j] - score[ranked[j, second[j]], j]
             if expert < 0 or regret > largest:
                 expert, largest = j, regret
         if expert < 0:
             break
-        _hold(held, size, used, count, loads, first[expert], expert)
-        _best_two(score, size, used, count, most, held, expert, first, second)
+        _hold(held, size, used, count, loads, ranked[expert, first[expert]], expert)
     for pair in order:
         i, j = pair // m, pair % m
         if loads[j] < load_max[j] and not held[i, j] and _fits(size, used, count, most, i, j):
