@@ -16,8 +16,9 @@ reads it, for the backends that take budgets; ``assign`` and ``assign_sparse``, 
 `benchmarks.gap_types`, one per type and seed. Their kind is ``drawn``.
 
 Each solve runs in a process of its own, with engines imported and kernels compiled before; all get the same time
-limit, and one thread where they take that. A backend that takes no time limit is killed after twice the limit and
-20 s. ``gap`` is (target - objective) / target, in absolute value. The target is the optimum; of drawn instances,
+limit, and one thread where they take that. A backend that does not keep it is killed after twice the limit and
+20 s.
+``gap`` is (target - objective) / target, in absolute value. The target is the optimum; of drawn instances,
 whose optimum is not known, the best bound that any backend has proved or claimed by then, within any of the time
 limits: lines are printed with the bounds so far, file and summary have those of the whole run. A gap below 0 would
 show that a claimed bound is wrong. ``seconds`` are build and solve.

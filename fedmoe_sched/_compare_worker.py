@@ -59,6 +59,11 @@ class Request:
     repeat: int
     repeat_seconds: float | None = None
 
+    @property
+    def ready(self) -> Path:
+        """File that is there once engines are imported and kernels loaded."""
+        return Path(f"{self.result}.ready")
+
 
 def run(request: Request) -> dict[str, Any]:
     """Solve, and return what the parent needs to know as plain values."""
@@ -67,6 +72,7 @@ def run(request: Request) -> dict[str, Any]:
     problem = load_problem(request.problem)
     backend, _ = get_solver(request.solver, problem)
     _warm_up(backend, budgets=bool(problem.budgets))
+    request.ready.touch()
     limits = request.limits
     if Capability.TIME_LIMIT not in backend.capabilities:
         limits = dataclasses.replace(limits, time=None)  # the parent's clock is the only limit it has

@@ -26,6 +26,8 @@ from fedmoe_sched.solver import Limits, Solver
 
 __all__ = ["Row", "compare", "judge", "read_csv", "write_csv"]
 
+_STARTING = 120.0  # seconds: kernels that were never compiled take half a minute, more on a busy machine
+
 #: A problem, or a function that makes it when its turn comes, so that large ones need not exist side by side.
 ProblemSource: TypeAlias = AssignmentProblem | Callable[[], AssignmentProblem]
 
@@ -137,7 +139,8 @@ def compare(
         Begin no further repeat once the solves, certificates included, have taken so long together.
     kill_after : float, optional
         Wall seconds after which a process is killed. None is twice ``limits.time`` per solve plus 20 s for start
-        and certificate; no limit if there is no ``limits.time`` either.
+        and certificate, and up to two minutes more while kernels are still being compiled; no limit if there is no
+        ``limits.time`` either.
     on_row : callable, optional
         Called with each row as soon as it is there, before gaps to other backends' bounds are known.
 
@@ -165,14 +168,15 @@ def compare(
     if kill_after is not None and not kill_after > 0:
         msg = f"kill_after = {kill_after}: must be a number of seconds > 0, or None"
         raise InputError(msg)
+    starting = 0.0
     if kill_after is None and limits.time is not None:
-        kill_after = 2 * limits.time * repeat + 20
+        kill_after, starting = 2 * limits.time * repeat + 20, _STARTING
     backends = [_Backend.of(solver) for solver in (_available() if solvers is None else solvers)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fedmoe-sched-") as folder:
         for name, source in _named(problems):
             problem = source() if callable(source) else source
-            task = _Task(name, problem, Path(folder), limits, repeat, repeat_seconds, kill_after)
+            task = _Task(name, problem, Path(folder), limits, repeat, repeat_seconds, kill_after, starting)
             rows += _compare_one(task, backends, certify=certify, on_row=on_row)
     return rows
 
@@ -267,6 +271,7 @@ class _Task:
     repeat: int
     repeat_seconds: float | None
     kill_after: float | None
+    starting: float  # seconds that a process may take on top, as long as it is not ready
 
     @property
     def file(self) -> Path:
@@ -346,12 +351,13 @@ def _solve_apart(task: _Task, backend: _Backend) -> Row:
 def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
     """Run the worker and return what it says of its row."""
     output = task.folder / "result.json"
-    output.unlink(missing_ok=True)
     request = Request(
         str(task.file), str(output), backend.solver, backend.path, task.limits, task.repeat, task.repeat_seconds
     )
+    for file in (output, request.ready):
+        file.unlink(missing_ok=True)
     try:
-        code, errors = _run_worker(pickle.dumps(request), task.kill_after)
+        code, errors = _run_worker(request, task.kill_after, task.starting)
     except subprocess.TimeoutExpired:
         return {"status": "killed", "message": f"killed after {task.kill_after:g} s"}
     if not output.exists():
@@ -362,11 +368,16 @@ def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
     return result
 
 
-def _run_worker(request: bytes, kill_after: float | None) -> tuple[int, str]:
+def _run_worker(request: Request, kill_after: float | None, starting: float) -> tuple[int, str]:
     """Start the worker in a session of its own, so that engines it starts as programs can be ended with it."""
     process = start_module("fedmoe_sched._compare_worker", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        _, errors = process.communicate(request, timeout=kill_after)
+        try:
+            _, errors = process.communicate(pickle.dumps(request), timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            if not starting or request.ready.exists():
+                raise
+            _, errors = process.communicate(timeout=starting)
     except BaseException:
         kill_session(process)
         process.communicate()

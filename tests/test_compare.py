@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 import time
 
@@ -13,6 +14,7 @@ from fedmoe_sched import AssignmentProblem, InputError, Limits, LoadPenalty, reg
 from fedmoe_sched import registry as registry_module
 from fedmoe_sched.compare import Row, compare, judge, read_csv, write_csv
 from fedmoe_sched.instances import budgets, clustered
+from fedmoe_sched.problem_files import save_problem
 from fedmoe_sched.solvers.greedy import Greedy
 
 ODD_BACKENDS = '''
@@ -166,14 +168,26 @@ class TestMisbehaviour:
 
         waits = []
 
-        def run_worker(request, kill_after):
-            waits.append(kill_after)
+        def run_worker(request, kill_after, starting):
+            waits.append((kill_after, starting))
             return -9, ""
 
         monkeypatch.setattr(module, "_run_worker", run_worker)
         [row] = compare(clustered(5, 2), ["greedy"], limits=Limits(time=10), repeat=3)
-        assert waits == [80]
+        assert waits == [(80, 120)]
         assert row.message == "the process died: killed by signal 9"
+
+    def test_a_process_that_is_not_ready_yet_has_more_time(self, monkeypatch, tmp_path):
+        from fedmoe_sched import _compare_worker
+        from fedmoe_sched.compare import _run_worker
+
+        save_problem(clustered(6, 3), tmp_path / "problem.npz")
+        files = str(tmp_path / "problem.npz"), str(tmp_path / "result.json")
+        request = _compare_worker.Request(*files, "greedy", None, Limits(), 1)
+        code, _ = _run_worker(request, 0.01, 120.0)  # no process starts in a hundredth of a second
+        assert (code, request.ready.exists()) == (0, True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            _run_worker(request, 0.01, 120.0)
 
     def test_memory_is_that_of_each_process_alone(self):
         ballast = np.ones(40_000_000)  # 320 MB here must not show up there
