@@ -358,8 +358,8 @@ def _in_process(task: _Task, backend: _Backend) -> dict[str, Any]:
         file.unlink(missing_ok=True)
     try:
         code, errors = _run_worker(request, task.kill_after, task.starting)
-    except subprocess.TimeoutExpired:
-        return {"status": "killed", "message": f"killed after {task.kill_after:g} s"}
+    except subprocess.TimeoutExpired as expired:
+        return {"status": "killed", "message": f"killed after {expired.timeout:g} s"}
     if not output.exists():
         last = errors.strip().splitlines()[-1:] or [f"ended with exit status {code}"]
         reason = f"killed by signal {-code}" if code < 0 else last[0]
@@ -374,10 +374,13 @@ def _run_worker(request: Request, kill_after: float | None, starting: float) -> 
     try:
         try:
             _, errors = process.communicate(pickle.dumps(request), timeout=kill_after)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as expired:
             if not starting or request.ready.exists():
                 raise
-            _, errors = process.communicate(timeout=starting)
+            try:
+                _, errors = process.communicate(timeout=starting)
+            except subprocess.TimeoutExpired:
+                raise subprocess.TimeoutExpired(expired.cmd, expired.timeout + starting) from None
     except BaseException:
         kill_session(process)
         process.communicate()

@@ -85,10 +85,6 @@ class Search:
         self.random = np.random.default_rng(self.limits.seed)
         self.relaxed: Relaxation | None = None
         self.spare: Assignment | None = None
-        self._limit, self._combined = (
-            0.0,
-            -1.0,
-        )  # of the loss of choices: in the next program of them, in the last one
         self.dual = Dual(np.zeros(self.problem.n_experts), np.zeros((1, 1)), math.inf, np.zeros(0))
 
     def left(self, share: float = 1.0) -> float:
@@ -112,7 +108,7 @@ class Search:
         Parameters
         ----------
         prices : ndarray, shape (m,), or None
-            Prices of a similar problem, used where time is too short for the linear relaxation.
+            Prices of a similar problem, to start from where there is no time for the linear relaxation.
 
         Returns
         -------
@@ -263,6 +259,7 @@ class Search:
             self.held, self.worth = parts.held > 0, parts.worth
 
     def parts(self, held: npt.NDArray[np.int8], left: Callable[[], float]) -> Parts:
+        """Return an assignment, shape (n, m), to recombine as long as there are seconds left."""
         return Parts(self.clients, self.dual, held, self.random, left)
 
     def start(self) -> Parts | None:

@@ -23,10 +23,7 @@ __all__ = ["Generated", "generate"]
 _SAMPLE, _FEWER = 10, 6  # clients per expert of the smallest problem, and how much smaller each is than the next
 _TRIES = 4  # prices around the first ones, whose choices start a problem
 _SPREAD = 0.5  # how far around, in parts of the mean price, of a problem with one client per expert
-_BOX, _WIDER = (
-    8.0,
-    4.0,
-)  # how many times that prices may move in a round, and how that grows where it is too little
+_BOX, _WIDER = 8.0, 4.0  # how many times that prices may move in a round, and how that grows where it binds
 _ROUNDS = 60
 _CLOSE, _CLOSE_ENOUGH = 1e-7, 1e-4  # gaps, in parts of the bound: of the problem, and of samples of it
 _ROUNDING = 1e-9
@@ -118,6 +115,7 @@ class _Problem:
         for _ in range(_TRIES):
             self._ask(prices + spread * random.standard_normal(len(prices)))
         self._box = np.full(len(prices), _BOX * spread)
+        self._least = self._least_worth()
 
     def solve(self, close: float) -> Generated:
         """Add choices until the gap is so small, a part of the bound, or none is missing or time is over."""
@@ -141,16 +139,20 @@ class _Problem:
             np.add.at(shares, owners[:known], choices[:known] * program.shares[:, None])
         return Generated(self.best, shares, self._is_infeasible())
 
-    def _is_infeasible(self) -> bool:
-        """Whether the bound is less than any choices of the clients are worth, whatever the loads."""
+    def _least_worth(self) -> float:
+        """Return what any choices of the clients are worth at least, whatever the loads."""
         losses = np.sort(np.where(np.isfinite(self.clients.gain), self.clients.gain, 0.0).clip(max=0.0), axis=1)
         losses[np.arange(losses.shape[1]) >= self.clients.most[:, None]] = 0.0
         least, penalty = float(losses.sum()), self.clients.penalty
         if penalty is not None:
             ends = penalty.total(self.clients.load_min), penalty.total(self.clients.load_max)
             least -= self.clients.share * float(np.maximum(*ends).sum())  # convex: largest at an end
-        rounding = 1e-9 * (1.0 + float(np.abs(self.best.prices) @ self.clients.load_max) + abs(least))
-        return self.best.bound < least - rounding
+        return least
+
+    def _is_infeasible(self) -> bool:
+        """Whether the bound is less than any choices are worth."""
+        size = 1.0 + float(np.abs(self.best.prices) @ self.clients.load_max) + abs(self._least)
+        return self.best.bound < self._least - _ROUNDING * size
 
     def _ask(self, prices: Floats) -> int:
         """Let the clients choose; return how many of the choices are new."""

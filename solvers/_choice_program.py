@@ -90,12 +90,8 @@ class _Steps(NamedTuple):
 def _steps(clients: Clients, prices: npt.NDArray[np.float64], limit: float, known: Mask | None) -> _Steps:
     """List the loads that lose at most the limit against what is best at these prices, or fewer."""
     low, high, penalty = clients.load_min.copy(), clients.load_max.copy(), clients.penalty
-    experts, sizes, costs, whole = (
-        [np.zeros(0, dtype=np.int64)],
-        [np.zeros(0, dtype=np.int64)],
-        [np.zeros(0)],
-        True,
-    )
+    experts, sizes, costs = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+    whole = True
     if penalty is None:
         return _Steps(low, high, experts[0], sizes[0], costs[0], whole)
     best = penalty.best_loads(prices, low, high)
