@@ -15,6 +15,7 @@ from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
 from fedmoe_sched.solvers._knapsack_kernels import multipliers, respond
+from fedmoe_sched.solvers._layer_rows import layer_rows
 from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs, incidence, unit_scores
 
 __all__ = ["Clients", "Dual", "Relaxation", "climb", "linear_relaxation"]
@@ -40,9 +41,12 @@ class Clients:
     size : ndarray, shape (R, n, m)
         What a pair takes of each budget, in parts of it; 0 where there is no limit.
     least, most : ndarray, shape (n,)
+    layer_of : ndarray, shape (m,)
+    layer_min, layer_max : ndarray, shape (n, G)
+        Fewest and most experts of each layer, of which there is one where the problem has none.
     load_min, load_max : ndarray, shape (m,)
     units, budgets : ndarray, shape (n, m) and (n,)
-        The same in whole units, where there is one resource; budgets are -1 elsewhere.
+        The same in whole units, where there is one resource and no layers; budgets are -1 elsewhere.
     whole : bool
         Whether all objectives are whole numbers.
     penalty : LoadPenalty or None
@@ -55,6 +59,9 @@ class Clients:
     size: Floats
     least: Ints
     most: Ints
+    layer_of: Ints
+    layer_min: Ints
+    layer_max: Ints
     load_min: Ints
     load_max: Ints
     units: Ints
@@ -78,11 +85,13 @@ class Clients:
                 part[limited] = resource.sizes_of(np.flatnonzero(limited)) / allowed
         size[:, ~network.eligible] = 0.0
         most = np.minimum(bounds.client_max, network.eligible.sum(axis=1))
+        layers = _layers(network)
+        least = np.maximum(bounds.client_min, layers[1].sum(axis=1))
         units, budgets = _in_units(problem, network.eligible)
         whole = problem.load_penalty is None and has_whole_scores(problem)
         low, high = bounds.expert_min, bounds.expert_max
         penalty = problem.load_penalty
-        return cls(gain, size, bounds.client_min, most, low, high, units, budgets, whole, penalty)
+        return cls(gain, size, least, most, *layers, low, high, units, budgets, whole, penalty)
 
     def sample(self, some: Ints) -> Clients:
         """Keep some of the clients, in order, and their share of the bounds and penalties of the loads."""
@@ -108,9 +117,23 @@ class Clients:
             size=np.ascontiguousarray(self.size[:, some]),
             least=self.least[some],
             most=self.most[some],
+            layer_min=self.layer_min[some],
+            layer_max=self.layer_max[some],
             units=self.units[some],
             budgets=self.budgets[some],
         )
+
+    @property
+    def arrays(self) -> tuple[Floats | Ints, ...]:
+        """What kernels take of the clients, in order."""
+        return (
+            self.gain, self.size, self.least, self.most, self.layer_of, self.layer_min, self.layer_max, self.units,
+            self.budgets,
+        )  # fmt: skip
+
+    def count(self, held: npt.NDArray[np.int8]) -> Ints:
+        """Count the experts of each layer that clients hold; shape (n, G)."""
+        return np.stack([held[:, self.layer_of == g].sum(axis=1) for g in range(self.layer_min.shape[1])], axis=1)
 
     def places(self, prices: Floats) -> float:
         """Return what places at the experts are worth at most at these prices, less the penalty."""
@@ -123,9 +146,17 @@ class Clients:
         return float(np.floor(bound + 1e-6)) if self.whole else bound
 
 
+def _layers(network: AssignmentProblem) -> tuple[Ints, Ints, Ints]:
+    n, m = network.shape
+    if network.layers is None:
+        return np.zeros(m, dtype=np.int64), np.zeros((n, 1), dtype=np.int64), np.full((n, 1), m)
+    rows = layer_rows(network, eligible_pairs(network))
+    return network.layers.layer_of, rows.low.reshape(n, -1), rows.high.reshape(n, -1)
+
+
 def _in_units(problem: AssignmentProblem, fits: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     units, budgets = np.zeros(problem.shape, dtype=np.int64), np.full(problem.n_clients, -1, dtype=np.int64)
-    if len(problem.budgets) == 1:
+    if len(problem.budgets) == 1 and problem.layers is None:
         [resource] = problem.budgets
         for i in np.flatnonzero(np.isfinite(resource.budget)).tolist():
             sizes = resource.sizes_of(np.array([i]))[0]
@@ -157,10 +188,7 @@ class Dual:
     def at(cls, clients: Clients, prices: Floats) -> tuple[Dual, npt.NDArray[np.int8]]:
         """Let the clients respond; return the choices too."""
         chosen, worth = np.empty(clients.gain.shape, dtype=np.int8), np.empty(len(clients.gain))
-        respond(
-            clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets,
-            prices, chosen, worth,
-        )  # fmt: skip
+        respond(*clients.arrays, prices, chosen, worth)
         bound = float(worth.sum()) + clients.places(prices)
         return cls(prices, np.zeros((len(clients.size), len(worth))), bound, worth), chosen
 
@@ -239,14 +267,32 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tupl
     short = np.flatnonzero(bounds.client_max < counts)
     needy = np.flatnonzero(bounds.client_min > 0)
     budgets = budget_rows(problem, pairs, whole=False)
+    layers = layer_rows(network, pairs)
+    of_layers, tight = (
+        layers.matrix(),
+        np.flatnonzero(layers.high < np.bincount(layers.rows, minlength=len(layers.high))),
+    )
+    loose = np.flatnonzero(layers.low > 0)
     fixed = np.flatnonzero(bounds.expert_min == bounds.expert_max)
     capped = np.flatnonzero(bounds.expert_min < bounds.expert_max)
-    matrix = vstack([rows[n + capped], -rows[n + capped], rows[short], -rows[needy], budgets.matrix(size)])
+    matrix = vstack(
+        [
+            rows[n + capped],
+            -rows[n + capped],
+            rows[short],
+            -rows[needy],
+            of_layers[tight],
+            -of_layers[loose],
+            budgets.matrix(size),
+        ]
+    )
     sides = [
         bounds.expert_max[capped],
         -bounds.expert_min[capped],
         bounds.client_max[short],
         -bounds.client_min[needy],
+        layers.high[tight],
+        -layers.low[loose],
     ]
     options = {} if seconds is None else {"time_limit": seconds}
     found = linprog(

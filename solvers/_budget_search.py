@@ -146,9 +146,8 @@ class Search:
             score = np.where(possible, gain - weight * scale * largest, -np.inf)
             ranked = np.ascontiguousarray(np.argsort(-score, axis=0, kind="stable").T)
             insert(
-                score, self.clients.size, self.clients.most, self.clients.load_min, self.clients.load_max, ranked,
-                order, held,
-            )  # fmt: skip
+                score, *self.clients.arrays[1:7], self.clients.load_min, self.clients.load_max, ranked, order, held
+            )
             assignment = Assignment.from_mask(held > 0)
             if not violations(self.problem, assignment):
                 return assignment
@@ -187,6 +186,8 @@ class Search:
 
         So many seconds after there is an answer, but no more than `first` for it.
         """
+        if self.problem.layers is not None:  # steps do not look at them
+            return
         reduced = self.dual.reduced(self.clients)
         current = self._from_network(reduced)
         if current is None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._compile import jit, part
-from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, split_knapsack, weigh
+from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, rate, split_knapsack
+from fedmoe_sched.solvers._nested_kernels import owed, owed_change
 
 __all__ = ["list_near", "near_choices", "sort_choices"]
 
@@ -23,20 +24,36 @@ _NODES = 50  # looked at for every choice that may be listed
 
 @part
 def _listing_order(
-    reduced: Any, size: Any, client: int, most: int, lowest: float, sort: bool, order: Any, key: Any, load: Any
-) -> int:
-    """Write the possible experts of at least such a reduced score into `order`; return how many.
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, least: int, most: int, worth: float,
+    limit: float, sort: bool, order: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
+) -> int:  # fmt: skip
+    """Write the experts that choices of such a loss may hold into `order`; return how many.
 
     By efficiency, where they are to be sorted.
     """
-    count = 0
+    # Who must take so many may have to take some that cost more than a choice may lose.
+    lowest, count = -np.inf if least > 0 else -limit, 0
     for j in range(len(reduced)):
         if reduced[j] < lowest or reduced[j] == -np.inf:
             continue
         order[count] = j
         count += 1
-    if sort:
-        weigh(reduced, size, client, most, order, count, np.empty((2, size.shape[0] + 1)), key, load)
+    for g in range(len(pull)):
+        pull[g] = 0.0
+    if not sort:
+        return count
+    bound, price = rate(
+        reduced, size, client, layer_of, low, high, least, most, order, count, np.empty((2, size.shape[0] + 1)),
+        key, load, shifted, pull, within,
+    )  # fmt: skip
+    if price >= 0.0:  # whatever is taken that is worth less than its share of the budget costs the difference
+        allowed, kept = bound - worth + limit + 1e-9 * (1.0 + abs(bound)), 0
+        for k in range(count):
+            j = order[k]
+            if price * load[j] - shifted[j] <= allowed:
+                order[kept] = j
+                kept += 1
+        count = kept
     return count
 
 
@@ -56,19 +73,27 @@ def _rest_table(reduced: Any, units: Any, budget: int, order: Any, count: int, t
 
 @part
 def _list_choices(  # noqa: PLR0912, PLR0915
-    reduced: Any, size: Any, units: Any, budget: int, client: int, least: int, most: int, order: Any, count: int,
-    key: Any, load: Any, table: Any, worth: float, reach: float, state: Any, used: Any, sure: Any, sure_count: int,
-    sure_worth: float, taken: Any, loss: Any, first: int, listed_most: int,
+    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any, least: int,
+    most: int, order: Any, count: int, key: Any, load: Any, shifted: Any, pull: Any, within: Any, open_: Any,
+    table: Any, worth: float, reach: float, state: Any, used: Any, sure: Any, sure_count: int, sure_worth: float,
+    taken: Any, loss: Any, first: int, listed_most: int,
 ) -> int:  # fmt: skip
     """List the choices of a client whose loss is at most `reach`; return how many, or -1 if they are too many.
 
     Their experts go into the rows of `taken` from `first` on, as bits of whole words, and what they lose into
-    `loss`. ``budget`` is -1 where there are no whole units. All choices have the experts `sure`, which
-    are not among the listed ones, and what these take is in `used`.
+    `loss`. ``budget`` is -1 where there are no whole units; where there are, layers have no bounds. All choices
+    have the experts `sure`, which are not among the listed ones, and what these take is in `used`.
     """
     resources, words = size.shape[0], taken.shape[1]
     found, depth, held, nodes, room = 0, 0, sure_count, 0, budget
-    value, total = sure_worth, 0.0
+    value, total, due = sure_worth, 0.0, owed(pull, low, high, least, most)
+    for g in range(len(low)):
+        within[g] = open_[g] = 0
+    for k in range(count):
+        open_[layer_of[order[k]]] += 1
+    for g in range(len(low)):
+        if open_[g] < low[g]:
+            return 0
     if held > most:
         return 0
     for r in range(resources):
@@ -79,7 +104,7 @@ def _list_choices(  # noqa: PLR0912, PLR0915
     while depth >= 0:
         if depth == count:
             nodes += 1
-            if held >= least:
+            if held >= least and value >= worth - reach - 1e-9 * (1.0 + abs(worth)):
                 if found == listed_most:
                     return -1
                 row = first + found
@@ -94,19 +119,24 @@ def _list_choices(  # noqa: PLR0912, PLR0915
             depth -= 1
             continue
         j = order[depth]
+        g = layer_of[j]
         if state[depth] == 0:  # with it
             state[depth] = 1
-            fits = held < most and (budget < 0 or units[j] <= room)
+            fits = held < most and within[g] < high[g] and (budget < 0 or units[j] <= room)
             for r in range(resources):
                 fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
             if fits:
                 if budget >= 0:
                     rest = table[depth + 1, room - units[j]]
                 else:
-                    rest = fractional(key, reduced, load, order, depth + 1, count, 1.0 - total - load[j])
+                    rest = fractional(key, shifted, load, order, depth + 1, count, 1.0 - total - load[j])
+                    rest -= due + owed_change(pull, low, within, g, held, least)
                 fits = fits and value + reduced[j] + rest >= worth - reach
             if fits:
                 value += reduced[j]
+                due += owed_change(pull, low, within, g, held, least)
+                within[g] += 1
+                open_[g] -= 1
                 held += 1
                 if budget >= 0:
                     room -= units[j]
@@ -120,6 +150,9 @@ def _list_choices(  # noqa: PLR0912, PLR0915
         if state[depth] == 1:  # give it back
             value -= reduced[j]
             held -= 1
+            within[g] -= 1
+            open_[g] += 1
+            due -= owed_change(pull, low, within, g, held, least)
             if budget >= 0:
                 room += units[j]
             total -= load[j]
@@ -127,27 +160,32 @@ def _list_choices(  # noqa: PLR0912, PLR0915
                 used[r] -= size[r, client, j]
             state[depth] = 3
         if state[depth] == 3:  # without it
-            state[depth] = 2
             if budget >= 0:
                 rest = table[depth + 1, room]
             else:
-                rest = fractional(key, reduced, load, order, depth + 1, count, 1.0 - total)
+                rest = fractional(key, shifted, load, order, depth + 1, count, 1.0 - total) - due
             nodes += 1
-            if held + count - depth - 1 >= least and value + rest >= worth - reach:
+            enough = held + count - depth - 1 >= least and within[g] + open_[g] > low[g]
+            if enough and value + rest >= worth - reach:
+                open_[g] -= 1
+                state[depth] = 2
                 depth += 1
                 state[depth] = 0
                 continue
+            state[depth] = 4
         if nodes > _NODES * (listed_most + 10):
             return -1
+        if state[depth] == 2:  # it was left out
+            open_[g] += 1
         depth -= 1
     return found
 
 
 @part
 def near_choices(
-    reduced: Any, size: Any, units: Any, budget: int, client: int, least: int, most: int, worth: float,
-    limit: float, order: Any, key: Any, load: Any, table: Any, state: Any, used: Any, sure: Any, taken: Any,
-    loss: Any, first: int, listed_most: int,
+    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any, least: int,
+    most: int, worth: float, limit: float, order: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
+    open_: Any, table: Any, state: Any, used: Any, sure: Any, taken: Any, loss: Any, first: int, listed_most: int,
 ) -> Any:  # fmt: skip
     """List the choices of a client that lose at most `limit`, or less where there are too many.
 
@@ -155,9 +193,10 @@ def near_choices(
     `_list_choices`; arrays before `taken` are memory, ``table`` of one row per expert and one more.
     """
     sure_worth, sure_count, reach = 0.0, 0, limit
-    # Who must take so many may have to take some that cost more than a choice may lose.
-    lowest = -np.inf if least > 0 else -limit
-    count = _listing_order(reduced, size, client, most, lowest, budget < 0, order, key, load)
+    count = _listing_order(
+        reduced, size, client, layer_of, low, high, least, most, worth, limit, budget < 0, order, key, load,
+        shifted, pull, within,
+    )  # fmt: skip
     for w in range(len(sure)):
         sure[w] = np.uint64(0)
     total = count
@@ -181,8 +220,9 @@ def near_choices(
                 if (sure[j >> 6] >> np.uint64(j & 63)) & np.uint64(1):
                     used[r] += size[r, client, j]
         found = _list_choices(
-            reduced, size, units, budget, client, least, most, order, count, key, load, table, worth, reach, state,
-            used, sure, sure_count, sure_worth, taken, loss, first, listed_most,
+            reduced, size, units, budget, client, layer_of, low, high, least, most, order, count, key, load,
+            shifted, pull, within, open_, table, worth, reach, state, used, sure, sure_count, sure_worth, taken,
+            loss, first, listed_most,
         )  # fmt: skip
         if found >= 0:
             return found, reach == limit
@@ -207,14 +247,14 @@ def sort_choices(taken: Any, loss: Any, first: int, found: int, ranks: Any, spar
 
 @jit
 def list_near(
-    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, prices: Any, worth: Any, limit: float,
-    listed_most: int,
+    gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
+    budgets: Any, prices: Any, worth: Any, limit: float, listed_most: int,
 ) -> Any:  # fmt: skip
     """List the choices of every client that lose at most `limit`, or less where they are more than `listed_most`.
 
     Parameters
     ----------
-    gain, size, least, most, units, budgets
+    gain, size, least, most, layer_of, layer_min, layer_max, units, budgets
         As in `fedmoe_sched.solvers._budget_dual.Clients`.
     prices : ndarray, shape (m,)
     worth : ndarray, shape (n,)
@@ -239,6 +279,8 @@ def list_near(
     table = np.empty((m + 1, widest + 1))
     reduced, key, load = np.empty(m), np.empty(m), np.empty(m)
     order, state = np.empty(m + 1, np.int64), np.empty(m + 1, np.int64)
+    shifted, pull = np.empty(m), np.empty(layer_min.shape[1] + 1)
+    within, open_ = np.empty(layer_min.shape[1], np.int64), np.empty(layer_min.shape[1], np.int64)
     used, sure, starts, whole = (
         np.empty(size.shape[0]),
         np.empty(words, np.uint64),
@@ -250,8 +292,9 @@ def list_near(
         for j in range(m):
             reduced[j] = gain[i, j] - prices[j]
         found, all_ = near_choices(
-            reduced, size, units[i], budgets[i], i, least[i], most[i], worth[i], limit, order, key, load, table,
-            state, used, sure, taken, loss, starts[i], listed_most,
+            reduced, size, units[i], budgets[i], i, layer_of, layer_min[i], layer_max[i], least[i], most[i],
+            worth[i], limit, order, key, load, shifted, pull, within, open_, table, state, used, sure, taken, loss,
+            starts[i], listed_most,
         )  # fmt: skip
         whole = whole and all_
         starts[i + 1] = starts[i] + max(found, 0)

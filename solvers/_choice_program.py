@@ -125,9 +125,8 @@ def _choose(clients: Clients, dual: Dual, limit: float, known: Mask | None, seco
 
     n, m = clients.gain.shape
     taken, starts, whole = list_near(
-        clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets, dual.prices,
-        dual.worth, limit, max(1, min(_EACH, _ROWS // n)),
-    )  # fmt: skip
+        *clients.arrays, dual.prices, dual.worth, limit, max(1, min(_EACH, _ROWS // n))
+    )
     bits = np.unpackbits(taken.view(np.uint8), axis=1, count=m, bitorder="little").astype(np.bool_)
     owners = np.repeat(np.arange(n), np.diff(starts))
     if known is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._compile import jit, part
+from fedmoe_sched.solvers._nested_kernels import greedy, is_nested, owed, owed_change, price_numbers
 
-__all__ = ["core_of", "fractional", "multipliers", "rank", "respond", "split_knapsack", "weigh"]
+__all__ = ["core_of", "fractional", "multipliers", "rank", "rate", "respond", "split_knapsack"]
 
 _MOST_NODES = 2000
 _WEIGHINGS, _STALLED = 12, 2  # weights of resources that are tried, and so many without a better bound,
@@ -168,7 +169,7 @@ def fractional(key: Any, reduced: Any, load: Any, listed: Any, start: int, size:
 
 
 @part
-def weigh(  # noqa: PLR0912
+def _weigh(  # noqa: PLR0912
     reduced: Any, size: Any, client: int, most: int, listed: Any, count: int, weight: Any, key: Any, load: Any
 ) -> float:  # fmt: skip
     """Weigh all resources, and the count, so that the knapsack of their weighted sum bounds a client closely.
@@ -227,25 +228,67 @@ def weigh(  # noqa: PLR0912
 
 
 @part
-def _by_branching(  # noqa: PLR0912
-    reduced: Any, size: Any, client: int, listed: Any, count: int, least: int, most: int, key: Any, load: Any,
-    state: Any, used: Any, best: Any, weight: Any,
+def rate(
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, least: int, most: int, listed: Any,
+    count: int, weight: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
+) -> Any:  # fmt: skip
+    """Weigh the budgets, price the bounds on numbers, if any, and sort experts by what they are worth per load.
+
+    Writes `shifted` and `pull`, too; see `price_numbers`. Returns the bound, and the price of the weighed budget,
+    -1 where it is not known.
+    """
+    if is_nested(layer_of, low, high, least, listed, count, within):
+        net, takes = np.empty(len(reduced)), np.empty(len(reduced), np.int8)
+        bound, price = price_numbers(
+            reduced, size, client, layer_of, low, high, least, most, listed, count, weight, load, shifted, pull,
+            net, within, takes,
+        )  # fmt: skip
+        for k in range(count):
+            j = listed[k]
+            key[j] = shifted[j] / (load[j] + 1e-12) if shifted[j] > 0.0 else shifted[j]
+        rank(key, listed, count)
+        return bound, price
+    for g in range(len(pull)):
+        pull[g] = 0.0
+    for k in range(count):
+        shifted[listed[k]] = reduced[listed[k]]
+    return _weigh(reduced, size, client, most, listed, count, weight, key, load), -1.0
+
+
+@part
+def _by_branching(  # noqa: PLR0912, PLR0915
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, listed: Any, count: int, least: int,
+    most: int, key: Any, load: Any, shifted: Any, pull: Any, within: Any, open_: Any, state: Any, used: Any,
+    best: Any, weight: Any,
 ) -> Any:  # fmt: skip
     """Search the choices of a client; mark the best one in `best`; return its worth and an upper bound."""
     resources = size.shape[0]
     for k in range(count):
         best[k] = 0
         state[k] = 0
-    ceiling = weigh(reduced, size, client, most, listed, count, weight, key, load)
+    ceiling, _ = rate(
+        reduced, size, client, layer_of, low, high, least, most, listed, count, weight, key, load, shifted, pull,
+        within,
+    )  # fmt: skip
     for r in range(resources):
         used[r] = 0.0
+    for g in range(len(low)):
+        within[g] = open_[g] = 0
+    for k in range(count):
+        open_[layer_of[listed[k]]] += 1
     worth, record, held, depth, nodes, total = 0.0, -np.inf, 0, 0, 0, 0.0
-    complete = True
+    due = owed(pull, low, high, least, most)
+    complete = ceiling > -np.inf
+    if not complete:
+        return -np.inf, -np.inf
     while True:
         if nodes > _MOST_NODES:
             complete = False
             break
         hopeless = held + count - depth < least
+        if depth > 0:  # what was left out may have been needed
+            g = layer_of[listed[depth - 1]]
+            hopeless = hopeless or within[g] + open_[g] < low[g]
         if depth == count:
             if not hopeless and worth > record:
                 record = worth
@@ -255,17 +298,20 @@ def _by_branching(  # noqa: PLR0912
         elif not hopeless:
             rest = 0.0
             if held < most:
-                rest = fractional(key, reduced, load, listed, depth, count, 1.0 - total)
-            hopeless = worth + rest <= record
+                rest = fractional(key, shifted, load, listed, depth, count, 1.0 - total)
+            hopeless = worth + rest - due <= record
         if hopeless:
             depth -= 1
             while depth >= 0 and state[depth] == 2:
+                open_[layer_of[listed[depth]]] += 1
                 depth -= 1
             if depth < 0:
                 break
             j = listed[depth]
             state[depth] = 2
             held -= 1
+            within[layer_of[j]] -= 1
+            due -= owed_change(pull, low, within, layer_of[j], held, least)
             worth -= reduced[j]
             total -= load[j]
             for r in range(resources):
@@ -274,12 +320,16 @@ def _by_branching(  # noqa: PLR0912
             continue
         nodes += 1
         j = listed[depth]
-        fits = held < most
+        g = layer_of[j]
+        fits = held < most and within[g] < high[g]
         for r in range(resources):
             fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
         state[depth] = 2
+        open_[g] -= 1
         if fits:
             state[depth] = 1
+            due += owed_change(pull, low, within, g, held, least)
+            within[g] += 1
             held += 1
             worth += reduced[j]
             total += load[j]
@@ -326,14 +376,16 @@ def _by_core(
 
 @jit
 def respond(  # noqa: PLR0912
-    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, prices: Any, chosen: Any, worth: Any
-) -> None:
+    gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
+    budgets: Any, prices: Any, chosen: Any, worth: Any,
+) -> None:  # fmt: skip
     """Let every client choose at these prices.
 
     Writes the choices, shape (n, m), and an upper bound on the worth of each client's best one. ``units[i, j]``
-    are sizes in whole units of which client i has ``budgets[i]``; -1 where there is no such unit.
+    are sizes in whole units of which client i has ``budgets[i]``; -1 where there is no such unit, or where there
+    are bounds on layers.
     """
-    n, m = gain.shape
+    (n, m), layers = gain.shape, layer_min.shape[1]
     widest = 0
     for i in range(n):
         widest = max(widest, budgets[i])
@@ -341,37 +393,44 @@ def respond(  # noqa: PLR0912
     reduced, key, load = np.empty(m), np.empty(m), np.empty(m)
     listed, state, best = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int64)
     used, weight = np.empty(size.shape[0]), np.empty((2, size.shape[0] + 1))
+    within, open_, pull, shifted = (
+        np.empty(layers, np.int64),
+        np.empty(layers, np.int64),
+        np.empty(layers + 1),
+        np.empty(m),
+    )
     for i in range(n):
-        count = 0
+        count, least_of_all = 0, least[i]
+        for g in range(layers):
+            least_of_all = max(least_of_all, layer_min[i, g])
         for j in range(m):
             chosen[i, j] = 0
             reduced[j] = gain[i, j] - prices[j]
-            if reduced[j] > (0.0 if least[i] == 0 else -np.inf):
+            if reduced[j] > (0.0 if least_of_all == 0 else -np.inf):
                 listed[count] = j
                 count += 1
-        if count < least[i]:
-            worth[i] = -np.inf
-            continue
-        if most[i] < count or least[i] > 0:
+        if min(most[i], layer_max[i, 0]) < count or layers > 1 or least_of_all > 0:
             rank(reduced, listed, count)
-        value, fits, kept = 0.0, True, 0
+        value, _ = greedy(
+            reduced, layer_of, layer_min[i], layer_max[i], least[i], most[i], listed, count, within, chosen[i]
+        )
+        worth[i] = value
+        if value == -np.inf:
+            for j in range(m):
+                chosen[i, j] = 0
+            continue
+        fits = True
         for r in range(size.shape[0]):
             used[r] = 0.0
-        for k in range(min(count, most[i])):
-            j = listed[k]
-            if k >= least[i] and reduced[j] <= 0.0:
-                break
-            value += reduced[j]
-            kept += 1
-            for r in range(size.shape[0]):
-                used[r] += size[r, i, j]
-        for r in range(size.shape[0]):
+            for k in range(count):
+                if chosen[i, listed[k]]:
+                    used[r] += size[r, i, listed[k]]
             fits = fits and used[r] <= 1.0 + 1e-11
-        worth[i] = value
         if fits:
-            for k in range(kept):
-                chosen[i, listed[k]] = 1
-        elif budgets[i] >= 0 and least[i] == 0:
+            continue
+        for j in range(m):
+            chosen[i, j] = 0
+        if budgets[i] >= 0 and least[i] == 0:
             worth[i] = min(
                 value, _by_core(reduced, units[i], budgets[i], most[i], key, listed, count, table, took, chosen[i])
             )
@@ -383,8 +442,9 @@ def respond(  # noqa: PLR0912
             fits = kept < most[i] or value <= 1e-9 * (1.0 + worth[i])
         if not fits:  # several resources, no units, or more experts than the client may take
             record, ceiling = _by_branching(
-                reduced, size, i, listed, count, least[i], most[i], key, load, state, used, best, weight
-            )
+                reduced, size, i, layer_of, layer_min[i], layer_max[i], listed, count, least[i], most[i], key,
+                load, shifted, pull, within, open_, state, used, best, weight,
+            )  # fmt: skip
             worth[i] = min(worth[i], ceiling)
             if record > -np.inf:
                 for k in range(count):

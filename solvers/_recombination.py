@@ -81,7 +81,9 @@ class Parts:
     def fill(self) -> bool:
         """Place what is missing at lower bounds, one at a time; return whether nothing is missing any more."""
         low, high = self.clients.load_min, self.clients.load_max
-        for client in np.flatnonzero(self.held.sum(axis=1) < self.clients.least).tolist():
+        short = (self.clients.count(self.held) < self.clients.layer_min).any(axis=1)
+        short |= self.held.sum(axis=1) < self.clients.least
+        for client in np.flatnonzero(short).tolist():
             if not self._place(partial(self._around, [client]), np.minimum(low, self.loads), high):
                 return False
         while self.left() > 0:
@@ -181,8 +183,7 @@ class Parts:
         ascent = int(min(_ASCENT, 0.2 * seconds * _PAIRS_A_SECOND / max(pairs, 1)))
         listed = min(max(_LISTED, effort // _EFFORT_A_CHOICE), _ROWS // len(some))
         gained, slack = recombine(
-            self.clients.gain, self.clients.size, self.clients.least, self.clients.most, self.clients.units,
-            self.clients.budgets, low, high, self.dual.prices, self.held, self.loads, some, self.step_size,
+            *self.clients.arrays, low, high, self.dual.prices, self.held, self.loads, some, self.step_size,
             allowed, ascent, max(listed, 1), int(min(effort, seconds * _EFFORT_A_SECOND)),
         )  # fmt: skip
         if gained > 0.0:
@@ -212,9 +213,14 @@ def rounded(clients: Clients, shares: Floats) -> Held:
     """
     held = ((shares > 0.5) & np.isfinite(clients.gain)).astype(np.int8)
     over = ((clients.size * held).sum(axis=2) > 1.0 + 1e-11).any(axis=0) | (held.sum(axis=1) > clients.most)
+    over |= (clients.count(held) > clients.layer_max).any(axis=1)
     for i in np.flatnonzero(over).tolist():
         experts = np.flatnonzero(held[i])
         experts = experts[np.argsort(-shares[i, experts], kind="stable")]
+        layer = clients.layer_of[experts]
+        beyond = np.tril(layer[:, None] == layer).sum(axis=1) > clients.layer_max[i, layer]
+        held[i, experts[beyond]] = 0
+        experts = experts[~beyond]
         used = np.cumsum(clients.size[:, i, experts], axis=1)
         fits = (used <= 1.0 + 1e-11).all(axis=0) & (np.arange(len(experts)) < clients.most[i])
         held[i, experts[~fits]] = 0

@@ -28,15 +28,15 @@ _MEMORY = 30_000_000  # choices in all levels of the search
 
 @jit
 def recombine(  # noqa: PLR0912, PLR0915
-    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, load_min: Any, load_max: Any,
-    prices: Any, held: Any, loads: Any, some: Any, step: float, allowed: float, ascent: int, listed_most: int,
-    effort: int,
+    gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
+    budgets: Any, load_min: Any, load_max: Any, prices: Any, held: Any, loads: Any, some: Any, step: float,
+    allowed: float, ascent: int, listed_most: int, effort: int,
 ) -> Any:  # fmt: skip
     """Find the best experts of some clients, all others fixed, and write them into `held` and `loads`.
 
     Parameters
     ----------
-    gain, size, least, most, units, budgets, load_min, load_max
+    gain, size, least, most, layer_of, layer_min, layer_max, units, budgets, load_min, load_max
         As in `fedmoe_sched.solvers._budget_dual.Clients`.
     prices : ndarray, shape (m,)
         To start from.
@@ -63,7 +63,7 @@ def recombine(  # noqa: PLR0912, PLR0915
     slack : float
         By how much a better answer might still exceed the one held now; 0 if there is none.
     """
-    k, m, resources = len(some), gain.shape[1], size.shape[0]
+    k, m, resources, layers = len(some), gain.shape[1], size.shape[0], layer_min.shape[1]
     places = np.empty(m, np.int64)
     experts = 0
     for j in range(m):
@@ -80,10 +80,16 @@ def recombine(  # noqa: PLR0912, PLR0915
         np.empty((k, experts), np.int64),
     )
     own_least, own_most, own_budgets = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, np.int64)
+    own_layer, own_low, own_high = (
+        np.empty(experts, np.int64),
+        np.empty((k, layers), np.int64),
+        np.empty((k, layers), np.int64),
+    )
     price = np.empty(experts)
     value = 0.0
     for e in range(experts):
         j = places[e]
+        own_layer[e] = layer_of[j]
         outside = loads[j]
         price[e] = prices[j]
         for c in range(k):
@@ -97,16 +103,20 @@ def recombine(  # noqa: PLR0912, PLR0915
         low[e], high[e] = max(load_min[j] - outside, 0), load_max[j] - outside
     for c in range(k):
         own_least[c], own_most[c], own_budgets[c] = least[some[c]], most[some[c]], budgets[some[c]]
+        for g in range(layers):
+            own_low[c, g], own_high[c, g] = layer_min[some[c], g], layer_max[some[c], g]
     chosen, worth = np.empty((k, experts), np.int8), np.empty(k)
     target = value + step
     if allowed >= 0.0:
         bound = _adapt(
-            own, own_size, own_least, own_most, own_units, own_budgets, low, high, price, -np.inf, 0, chosen, worth
-        )
+            own, own_size, own_least, own_most, own_layer, own_low, own_high, own_units, own_budgets, low, high,
+            price, -np.inf, 0, chosen, worth,
+        )  # fmt: skip
         target = bound - _AIM * abs(bound)
     bound = _adapt(
-        own, own_size, own_least, own_most, own_units, own_budgets, low, high, price, target, ascent, chosen, worth
-    )
+        own, own_size, own_least, own_most, own_layer, own_low, own_high, own_units, own_budgets, low, high, price,
+        target, ascent, chosen, worth,
+    )  # fmt: skip
     if bound == -np.inf:  # a client has fewer experts that fit than it must take
         return 0.0, 0.0
     if allowed >= 0.0:
@@ -124,7 +134,8 @@ def recombine(  # noqa: PLR0912, PLR0915
     table = np.empty((experts + 1, widest + 1))
     reduced, key, load = np.empty(experts), np.empty(experts), np.empty(experts)
     order, state = np.empty(experts + 1, np.int64), np.empty(experts + 1, np.int64)
-    sure = np.empty(words, np.uint64)
+    sure, shifted, pull = np.empty(words, np.uint64), np.empty(experts), np.empty(layers + 1)
+    within, open_ = np.empty(layers, np.int64), np.empty(layers, np.int64)
     used, starts, best = np.empty(resources), np.empty(k + 1, np.int64), np.empty(k, np.int64)
     limit, slack, whole = min(gap * _SHALLOWEST, max(gap * _FIRST, step)), gap + step, True
     while True:
@@ -135,8 +146,9 @@ def recombine(  # noqa: PLR0912, PLR0915
                 for e in range(experts):
                     reduced[e] = own[c, e] - price[e]
                 found, all_ = near_choices(
-                    reduced, own_size, own_units[c], own_budgets[c], c, own_least[c], own_most[c], worth[c], limit,
-                    order, key, load, table, state, used, sure, taken, loss, starts[c], listed_most,
+                    reduced, own_size, own_units[c], own_budgets[c], c, own_layer, own_low[c], own_high[c],
+                    own_least[c], own_most[c], worth[c], limit, order, key, load, shifted, pull, within, open_,
+                    table, state, used, sure, taken, loss, starts[c], listed_most,
                 )  # fmt: skip
                 if found < 0:
                     return 0.0, slack
@@ -166,8 +178,8 @@ def recombine(  # noqa: PLR0912, PLR0915
 
 @part
 def _adapt(  # noqa: PLR0912
-    gain: Any, size: Any, least: Any, most: Any, units: Any, budgets: Any, low: Any, high: Any, price: Any,
-    target: float, steps: int, chosen: Any, worth: Any,
+    gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
+    budgets: Any, low: Any, high: Any, price: Any, target: float, steps: int, chosen: Any, worth: Any,
 ) -> float:  # fmt: skip
     """Improve prices by subgradient steps towards `target`; return the bound of the best ones, which are left."""
     experts = len(price)
@@ -176,7 +188,7 @@ def _adapt(  # noqa: PLR0912
         best[e], direction[e] = price[e], 0.0
     record, trust, stalled = np.inf, 1.0, 0
     for at in range(steps + 1):
-        respond(gain, size, least, most, units, budgets, price, chosen, worth)
+        respond(gain, size, least, most, layer_of, layer_min, layer_max, units, budgets, price, chosen, worth)
         bound = 0.0
         for c in range(len(worth)):
             bound += worth[c]

@@ -53,6 +53,7 @@ class Lagrangian(Solver[_Model]):
     name: ClassVar[str] = "lagrangian"
     exact: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[Capability]] = NETWORK_PROBLEMS | {
+        Capability.LAYERS,
         Capability.LOAD_PENALTY,
         Capability.BUDGETS,
         Capability.PRICES,

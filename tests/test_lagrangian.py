@@ -94,7 +94,7 @@ def test_insertion_keeps_budgets_and_says_what_is_missing(data, problem):
     held = np.zeros((n, m), dtype=np.int8)
     low = np.minimum(clients.load_min, clients.load_max)
     ranked = np.ascontiguousarray(np.argsort(-clients.gain, axis=0).T)
-    missing = insert(clients.gain, clients.size, clients.most, low, clients.load_max, ranked, order, held)
+    missing = insert(*clients.arrays[:7], low, clients.load_max, ranked, order, held)
     assert possible[held > 0].all()
     assert (held.sum(axis=0) <= clients.load_max).all()
     assert missing == (low - held.sum(axis=0)).clip(0).sum()

@@ -43,8 +43,8 @@ def finite_scores(problem):
 def call(clients, held, some, prices, *, allowed=-1.0, ascent=10, listed=10_000, effort=10_000_000):
     loads = held.sum(axis=0, dtype=np.int64)
     gained, slack = recombine(
-        clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets, clients.load_min,
-        clients.load_max, prices, held, loads, np.array(some), 1e-9, allowed, ascent, listed, effort,
+        *clients.arrays, clients.load_min, clients.load_max, prices, held, loads, np.array(some), 1e-9, allowed,
+        ascent, listed, effort,
     )  # fmt: skip
     assert (loads == held.sum(axis=0)).all()
     return gained, slack
@@ -165,9 +165,9 @@ def test_a_client_with_whole_sizes_chooses_best(gain, budget, random):
     worth, chosen = np.empty(1), np.empty((1, m), dtype=np.int8)
     size = units[None] / max(budget, 1)
     gain = np.where(units[0] <= budget, gain, -np.inf)[None]
-    respond(
-        gain, size, np.zeros(1, np.int64), np.full(1, m), units, np.array([budget]), np.zeros(m), chosen, worth
-    )
+    layers = np.zeros(m, np.int64), np.zeros((1, 1), np.int64), np.full((1, 1), m)
+    counts = np.zeros(1, np.int64), np.full(1, m)
+    respond(gain, size, *counts, *layers, units, np.array([budget]), np.zeros(m), chosen, worth)
     table = np.zeros(budget + 1)
     for value, unit in zip(gain[0], units[0], strict=True):
         if value > 0:
