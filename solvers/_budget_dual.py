@@ -124,7 +124,7 @@ class Clients:
         )
 
     @property
-    def arrays(self) -> tuple[Floats | Ints, ...]:
+    def arrays(self) -> tuple[Floats, Floats, Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
         """What kernels take of the clients, in order."""
         return (
             self.gain, self.size, self.least, self.most, self.layer_of, self.layer_min, self.layer_max, self.units,

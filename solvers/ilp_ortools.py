@@ -43,7 +43,9 @@ class CpSat(Solver[_Model]):
     forgives. Of a load penalty every step of a load is an integer variable, whose cost is rounded like the scores.
     One thread unless ``Limits.threads`` asks for more: answers repeat exactly, and on this problem, whose linear
     relaxation is integral, a second thread mostly repeats the work of the first. With several threads equally
-    good answers may differ from run to run. The engine looks at the clock between the steps of its presolve.
+    good answers may differ from run to run. The engine looks at the clock between the steps of its presolve, which
+    is left out where clients with budgets have to take experts: there it calls some problems infeasible that are
+    not (OR-Tools 9.15), and takes longer.
     """
 
     name: ClassVar[str] = "ilp-ortools"
@@ -89,7 +91,7 @@ class CpSat(Solver[_Model]):
             program.add_linear_constraint(taken, 0, int(limit))
         weights = [*scores.tolist(), *(-steps.costs).astype(np.int64).tolist()]
         program.maximize(cp_model.LinearExpr.weighted_sum([*takes.tolist(), *used.tolist()], weights))
-        return _Model(problem, pairs, unit, program, _engine(limits))
+        return _Model(problem, pairs, unit, program, _engine(problem, limits))
 
     def run(self, model: _Model, limits: Limits) -> None:
         """Solve within the limits."""
@@ -126,7 +128,7 @@ def _sums(variables: npt.NDArray[np.object_], side: npt.NDArray[np.int64], size:
     return [cp_model.LinearExpr.sum(group.tolist()) for group in np.split(variables[by_side], ends)]
 
 
-def _engine(limits: Limits) -> Any:
+def _engine(problem: AssignmentProblem, limits: Limits) -> Any:
     from ortools.sat.python import cp_model
 
     engine = cp_model.CpSolver()
@@ -134,6 +136,8 @@ def _engine(limits: Limits) -> Any:
     engine.parameters.random_seed = limits.seed
     engine.parameters.relative_gap_limit = 0.0
     engine.parameters.absolute_gap_limit = 0.0
+    if problem.budgets and (problem.layers is not None or problem.min_experts.any()):
+        engine.parameters.cp_model_presolve = False
     if limits.time is not None:
         engine.parameters.max_time_in_seconds = limits.time
     return engine

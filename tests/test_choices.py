@@ -13,12 +13,27 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 pytest.importorskip("ortools")
 
-from fedmoe_sched import AssignmentProblem, Limits, LoadPenalty, ResourceBudget, Status, instances, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    ExpertLayers,
+    Limits,
+    LoadPenalty,
+    ResourceBudget,
+    Status,
+    instances,
+    solve,
+)
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import objective, violations
 from fedmoe_sched.solvers._budget_dual import Clients, Dual
 from fedmoe_sched.solvers._choice_master import generate
 from fedmoe_sched.solvers._choice_program import choose
+
+BUDGETED = st.one_of(
+    oracle.tiny_problems(budgeted=True),
+    oracle.tiny_problems(budgeted=True, penalised=True),
+    oracle.tiny_problems(budgeted=True, with_layers=True),
+)
 
 
 def contended(n, m, *, seed=0, resources=2, step=0.0, exactly=None):
@@ -42,7 +57,7 @@ def generated(clients, seconds=60.0, known=None):
 
 
 @settings(max_examples=150)
-@given(oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, penalised=True))
+@given(BUDGETED)
 def test_the_bound_holds_and_infeasible_is_only_what_is(problem):
     clients = Clients.of(problem)
     if not problem.budgets or not np.isfinite(clients.gain).any():
@@ -107,7 +122,7 @@ def test_without_time_there_is_a_bound_all_the_same():
 
 
 @settings(max_examples=150)
-@given(st.data(), oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, penalised=True))
+@given(st.data(), BUDGETED)
 def test_choices_that_lose_little_hold_the_best_or_the_bound_says_so(data, problem):
     if not problem.budgets or not np.isfinite(Clients.of(problem).gain).any():
         return
@@ -150,6 +165,19 @@ def penalised(problem, weight):
     return problem.replace(load_penalty=LoadPenalty.quadratic(weight, history), load_min=0, load_max=n)
 
 
+def in_layers(problem):
+    """Let clients take an expert of each of two layers, if two of them fit, and no more than two."""
+    n, m = problem.shape
+    layer_of = np.arange(m) % 2
+    fits = np.ones((n, m, m), dtype=np.bool_)
+    for resource in problem.budgets:
+        sizes = resource.sizes_of(np.arange(n))
+        fits &= sizes[:, :, None] + sizes[:, None, :] <= resource.budget[:, None, None]
+    pairs = fits[:, layer_of == 0][:, :, layer_of == 1].any(axis=(1, 2)) & (problem.capacity > 1)
+    layers = ExpertLayers(layer_of, np.repeat(pairs[:, None], 2, axis=1).astype(int), np.full((n, 2), 2))
+    return problem.replace(layers=layers, load_min=problem.load_min // 2)
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -160,8 +188,14 @@ def penalised(problem, weight):
         penalised(contended(60, 6), 0.05),
         penalised(contended(60, 6, step=0.05), 0.01),
         penalised(contended(8, 12, resources=1), 0.1),
+        in_layers(contended(60, 6)),
+        in_layers(penalised(contended(60, 6), 0.05)),
+        in_layers(contended(12, 16)),
     ],
-    ids=["spread", "tied", "exact loads", "tied, exact loads", "penalised", "tied, penalised", "few, penalised"],
+    ids=[
+        *["spread", "tied", "exact loads", "tied, exact loads", "penalised", "tied, penalised", "few, penalised"],
+        *["layers", "layers, penalised", "few, layers"],
+    ],
 )
 def test_many_clients_are_solved_to_the_optimum(problem):
     ours, reference = solve(problem, "lagrangian", limits=Limits(time=20.0)), solve(problem, "milp-scipy")

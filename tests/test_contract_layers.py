@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from contract_tools import assert_finds, assert_keeps_bounds, examples, needs, share, takes
 from oracle import brute_force, clustered, layered, linear_program
 
-from fedmoe_sched import AssignmentProblem, Capability, ExpertLayers, Status, UnsupportedProblemError, solve
+from fedmoe_sched import (
+    AssignmentProblem,
+    Capability,
+    ExpertLayers,
+    Limits,
+    Status,
+    UnsupportedProblemError,
+    instances,
+    solve,
+)
 
 
 def in_layers(problem: AssignmentProblem, low=1, high=2, **changes) -> AssignmentProblem:
@@ -82,3 +93,29 @@ def test_backend_takes_layers_or_refuses_them_with_a_reason(backend):
     answer = solve(problem, backend)
     assert answer.status in {Status.OPTIMAL, Status.FEASIBLE}
     assert_keeps_bounds(problem, answer.pairs.mask())
+
+
+def crowded():
+    """Give clients an expert of each of two layers, if two of them fit."""
+    problem = instances.budgets(300, 12)
+    fits = np.ones((300, 6, 6), dtype=np.bool_)
+    for resource in problem.budgets:
+        sizes = resource.sizes_of(np.arange(300))
+        fits &= sizes[:, :6, None] + sizes[:, None, 6:] <= resource.budget[:, None, None]
+    needed = (fits.any(axis=(1, 2)) & (problem.capacity > 1))[:, None] * np.ones(2, dtype=np.int64)
+    layers = ExpertLayers(np.arange(12) // 6, needed, np.full((300, 2), 2))
+    return problem.replace(layers=layers, load_min=9 * problem.load_min // 10)
+
+
+@cache
+def solved_crowd():
+    return solve(crowded(), "milp-scipy")
+
+
+def test_no_exact_backend_calls_a_problem_infeasible_that_has_an_assignment(exact_backend):
+    needs(exact_backend, Capability.LAYERS, Capability.BUDGETS)
+    best = solved_crowd()
+    assert best.verify().feasible
+    answer = solve(crowded(), exact_backend, limits=Limits(time=20.0))
+    assert answer.status is Status.OPTIMAL
+    assert answer.objective == pytest.approx(best.objective)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 pytest.importorskip("ortools")
 
-from fedmoe_sched import AssignmentProblem, Limits, ResourceBudget, Status, StopReason, solve
+from fedmoe_sched import AssignmentProblem, ExpertLayers, Limits, ResourceBudget, Status, StopReason, solve
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
 from fedmoe_sched.solver import Answer
@@ -83,7 +83,7 @@ def test_a_single_client_whose_engine_never_ends(monkeypatch):
 
 
 @settings(max_examples=150)
-@given(st.data(), oracle.tiny_problems(budgeted=True))
+@given(st.data(), oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, with_layers=True))
 def test_insertion_keeps_budgets_and_says_what_is_missing(data, problem):
     if not problem.budgets:
         return
@@ -98,7 +98,10 @@ def test_insertion_keeps_budgets_and_says_what_is_missing(data, problem):
     assert possible[held > 0].all()
     assert (held.sum(axis=0) <= clients.load_max).all()
     assert missing == (low - held.sum(axis=0)).clip(0).sum()
-    left_out = problem.replace(min_experts=0, load_min=0, load_max=n)
+    layers = problem.layers
+    if layers is not None:
+        layers = ExpertLayers(layers.layer_of, 0, layers.layer_max)
+    left_out = problem.replace(min_experts=0, load_min=0, load_max=n, layers=layers)
     assert not violations(left_out, Assignment.from_mask(held > 0))
 
 

@@ -20,6 +20,7 @@ from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._recombination_kernels import recombine
 
 PRICES = st.floats(-1.0, 1.0)
+BUDGETED = oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, with_layers=True)
 
 
 def every_mask(problem):
@@ -51,7 +52,7 @@ def call(clients, held, some, prices, *, allowed=-1.0, ascent=10, listed=10_000,
 
 
 @settings(max_examples=150)
-@given(st.data(), oracle.tiny_problems(budgeted=True))
+@given(st.data(), BUDGETED)
 def test_the_best_answer_for_a_part_is_found_and_proved(data, problem):
     masks = every_mask(problem)
     if not masks or not problem.budgets:
@@ -89,7 +90,7 @@ def test_who_must_take_experts_may_take_some_that_cost_more_than_a_choice_may_lo
 
 
 @settings(max_examples=100)
-@given(st.data(), oracle.tiny_problems(budgeted=True))
+@given(st.data(), BUDGETED)
 def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
     masks = every_mask(problem)
     if not masks or not problem.budgets:
@@ -109,7 +110,7 @@ def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
 
 
 @settings(max_examples=100)
-@given(st.data(), oracle.tiny_problems(budgeted=True))
+@given(st.data(), BUDGETED)
 def test_what_is_missing_is_placed_if_the_bounds_can_be_kept(data, problem):
     masks = every_mask(problem)
     if not problem.budgets:
