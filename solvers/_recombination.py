@@ -81,9 +81,9 @@ class Parts:
     def fill(self) -> bool:
         """Place what is missing at lower bounds, one at a time; return whether nothing is missing any more."""
         low, high = self.clients.load_min, self.clients.load_max
-        short = (self.clients.count(self.held) < self.clients.layer_min).any(axis=1)
-        short |= self.held.sum(axis=1) < self.clients.least
-        for client in np.flatnonzero(short).tolist():
+        needy = (self.clients.count(self.held) < self.clients.layer_min).any(axis=1)
+        needy |= self.held.sum(axis=1) < self.clients.least
+        for client in np.flatnonzero(needy).tolist():
             if not self._place(partial(self._around, [client]), np.minimum(low, self.loads), high):
                 return False
         while self.left() > 0:
