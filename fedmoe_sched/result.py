@@ -288,8 +288,11 @@ class Schedule:
     def bound_source(self) -> str | None:
         """What vouches for the bound: ``"prices"``, ``"backend"`` alone, or None where there is none.
 
-        Only a bound by prices is proved independently of the backend.
+        Only a bound by prices is proved independently of the backend. Where it proves the assignment optimal, it
+        is the one that counts.
         """
+        if self.certificate is not None and self.certificate.optimal:
+            return "prices"
         proved = None if self.certificate is None else self.certificate.bound
         if self.solver_bound is not None and (proved is None or self.solver_bound < proved):
             return "backend"
