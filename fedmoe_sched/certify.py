@@ -31,6 +31,8 @@ __all__ = [
     "Certificate",
     "Violation",
     "certify",
+    "choice_bounds",
+    "client_bounds",
     "dual_bound",
     "is_whole",
     "load_terms",
@@ -287,8 +289,7 @@ def responses_bound(problem: AssignmentProblem, p: FloatArray) -> float:
         reduced = kept.reduced[:size]
         _reduce(problem, block, p, reduced)
         if problem.budgets:
-            knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
-            return math.fsum(budgeted_responses(reduced, _choice_bounds(problem, block), knapsacks).upper)
+            return math.fsum(_within_budgets(problem, block, reduced))
         if problem.layers is None:
             return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
         forced, optional, least, most = layered_choice(problem, block, reduced)
@@ -297,7 +298,29 @@ def responses_bound(problem: AssignmentProblem, p: FloatArray) -> float:
     return _sum_over_blocks(problem, of_block)
 
 
-def _choice_bounds(problem: AssignmentProblem, block: slice) -> ChoiceBounds:
+def client_bounds(problem: AssignmentProblem, p: FloatArray) -> FloatArray:
+    """Bound what each client could gain at prices, for a problem with budgets; shape (n,), float64.
+
+    The sum is what `responses_bound` returns; ``-inf`` for a client that cannot take as many experts as it must.
+    """
+    each = np.full(problem.n_clients, -np.inf)
+
+    def of_block(block: slice) -> float:
+        reduced = np.empty((block.stop - block.start, problem.n_experts))
+        _reduce(problem, block, p, reduced)
+        each[block] = _within_budgets(problem, block, reduced)
+        return 0.0
+
+    _sum_over_blocks(problem, of_block)
+    return each
+
+
+def _within_budgets(problem: AssignmentProblem, block: slice, reduced: FloatArray) -> FloatArray:
+    knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
+    return budgeted_responses(reduced, choice_bounds(problem, block), knapsacks).upper
+
+
+def choice_bounds(problem: AssignmentProblem, block: slice) -> ChoiceBounds:
     """Return how many experts some clients may train, of each layer where there are some."""
     if problem.layers is None:
         least, most = problem.min_experts[block], problem.slots[block]
