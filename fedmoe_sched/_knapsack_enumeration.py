@@ -135,7 +135,7 @@ class _Search:
             lower, upper, price = limits.lower[d][row], limits.upper[d][row], limits.price[d]
             alive &= (least <= upper + hair) & (most >= lower - hair)
             if (price > 0).any():  # what stays unused whatever comes
-                spare += np.maximum(price, 0)[row] * np.maximum(upper - 2 * hair - most, 0)
+                spare += np.maximum(price, 0)[row] * np.maximum(upper - hair - most, 0)
             if (price < 0).any():
                 spare += np.maximum(-price, 0)[row] * np.maximum(least - lower, 0)
         limit = self._limit()
@@ -178,8 +178,8 @@ def _ordered(rows: Rows, part: Relaxed) -> tuple[FloatArray, FloatArray, IntArra
     layer = order.T // max(width, 1)
     sums = [arranged(weight) for weight in rows.weight]
     lower = [np.full(count, -np.inf)] * len(sums)
-    upper = list(rows.room + rows.hair)
-    sure = list(rows.room - rows.hair)
+    upper = list(rows.room)
+    sure = list(rows.room - 2 * rows.hair)
     price = list(part.budgets)
     for g in range(layers):
         sums.append((layer == g).astype(np.float64))
@@ -204,8 +204,8 @@ def _ordered(rows: Rows, part: Relaxed) -> tuple[FloatArray, FloatArray, IntArra
 
 
 def _relevant(limits: _Limits) -> _Limits:
-    """Drop dimensions in which nothing can break a bound, and nothing that is unused costs anything."""
-    over = (limits.start + limits.rise[0] > limits.upper).any(axis=1)
+    """Drop dimensions in which no bound can be broken, and nothing that is unused costs anything."""
+    over = (limits.start + limits.rise[0] > limits.sure).any(axis=1)
     under = (limits.start + limits.fall[0] < limits.lower).any(axis=1)
     some = np.flatnonzero(over | under | (limits.price != 0).any(axis=1))
     change, fall, rise = (part[:, some] for part in (limits.change, limits.fall, limits.rise))

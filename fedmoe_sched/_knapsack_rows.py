@@ -35,7 +35,7 @@ class Rows:
     expert : ndarray, shape (K, G, k), int64
         Numbers of the experts.
     room : ndarray, shape (R, K), float64
-        Shares of the budgets that are left.
+        Shares of the budgets that are left, and `hair` more: sums that rounding puts above a budget may be kept.
     low, high : ndarray, shape (K, G), int64
         Fewest and most experts of a layer.
     least, most : ndarray, shape (K,), int64
@@ -233,7 +233,7 @@ def greedy(rows: Rows, rest: FloatArray) -> FloatArray:
     count, layers, width = rest.shape
     order = np.argsort(-rest.reshape(count, -1), axis=1, kind="stable")
     flat = np.arange(count)
-    room = rows.room - rows.hair
+    room = rows.room - 2 * rows.hair
     number, worth = np.zeros((count, layers), dtype=np.int64), rows.base.copy()
     weights = [weight.reshape(count, -1) for weight in rows.weight]
     values = rows.worth.reshape(count, -1)
@@ -254,7 +254,7 @@ def greedy(rows: Rows, rest: FloatArray) -> FloatArray:
         room -= np.where(takes, sizes, 0.0)
         number[flat, layer] += takes
         worth += np.where(takes, value, 0.0)
-    kept = (number >= rows.low).all(axis=1) & (rows.room >= -rows.hair).all(axis=0)
+    kept = (number >= rows.low).all(axis=1) & (room >= 0).all(axis=0)
     if layers > 1:
         kept &= number.sum(axis=1) >= rows.least
     return np.where(kept, worth, -np.inf)

@@ -111,6 +111,7 @@ def _rows(reduced: FloatArray, bounds: ChoiceBounds, resources: list[Knapsacks])
         limited = np.isfinite(resource.allowed) & (resource.allowed > 0)
         sizes = np.where(np.isfinite(reduced[limited]), resource.sizes[limited], 0.0)
         part[limited] = sizes / resource.allowed[limited, None]
+    noise = 2 * (m + 4) * np.finfo(np.float64).eps  # of a sum of shares, of each that is rounded, and of a check
     width = max(map(len, bounds.members))
     columns = np.full((len(bounds.members), width), m)
     for layer, experts in enumerate(bounds.members):
@@ -125,14 +126,14 @@ def _rows(reduced: FloatArray, bounds: ChoiceBounds, resources: list[Knapsacks])
         worth,
         weight,
         np.broadcast_to(columns, worth.shape),
-        np.ones(weight.shape[:2]),
+        np.full(weight.shape[:2], 1.0 + noise),
         bounds.low,
         bounds.high,
         bounds.least,
         bounds.most,
         np.zeros(count),
         np.full(count, -np.inf),
-        (m + 4) * 4.5e-16,
+        noise,
     )
 
 

@@ -174,3 +174,21 @@ def test_budgets_next_to_nothing_take_next_to_nothing():
     tiny = Knapsacks(np.array([[5e-324, 1e300]]), np.array([5e-324]))
     found = budgeted_responses(np.array([[1.0, 2.0]]), bounds, [tiny])
     assert (found.lower[0], found.upper[0]) == (1.0, 1.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_rounding_lets_into_a_budget_is_counted(seed):
+    """Budgets that large and tiny sizes fill to the last bit: what large ones leave is rounding alone."""
+    rng = np.random.default_rng(seed)
+    n, m = 2, 8
+    sizes = np.where(rng.random((n, m)) < 0.6, rng.random((n, m)), 1e-16 * rng.integers(1, 9, (n, m)))
+    worth = rng.choice([1.0, 1e3, 1e-3], (n, m)) * rng.random((n, m))
+    allowed = np.array([sum(row[rng.random(m) < 0.7].tolist()) for row in sizes])
+    none, most = np.zeros(n, dtype=np.int64), np.full(n, m)
+    bounds = ChoiceBounds((np.arange(m),), none[:, None], most[:, None], none, most)
+    resources = [Knapsacks(sizes, allowed)]
+    found = budgeted_responses(worth.copy(), bounds, resources)
+    for client in range(n):
+        best = optimum(worth, bounds, resources, client)
+        assert found.lower[client] - 1e-9 <= best <= found.upper[client] + 1e-9
