@@ -173,7 +173,7 @@ def test_budgets_next_to_nothing_take_next_to_nothing():
     bounds = ChoiceBounds((np.arange(2),), *(np.full((1, 1), k) for k in (0, 2)), np.zeros(1, int), np.full(1, 2))
     tiny = Knapsacks(np.array([[5e-324, 1e300]]), np.array([5e-324]))
     found = budgeted_responses(np.array([[1.0, 2.0]]), bounds, [tiny])
-    assert (found.lower[0], found.upper[0]) == (1.0, 1.0)
+    assert found.upper[0] == 1.0
 
 
 @settings(max_examples=200, deadline=None)
