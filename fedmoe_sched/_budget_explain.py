@@ -12,20 +12,22 @@ With budgets the problem is NP-hard, and no cycle of exchanges gives a margin. T
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Hashable
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedmoe_sched._arrays import BoolArray, IntArray
+from fedmoe_sched._arrays import BoolArray
+from fedmoe_sched._budget_sensitivity import BudgetWorth
+from fedmoe_sched._budget_wider import WiderBounds
+from fedmoe_sched._client_alone import client_alone
 from fedmoe_sched._fixed_pair import Fixed, with_pair, without_pair
 from fedmoe_sched._layer_exchange import LayerRoom
 from fedmoe_sched._network_explain import binding_bounds, fitness_change
-from fedmoe_sched.certify import OPTIMALITY_GAP, is_whole, load_terms, responses_bound, rounded_down
+from fedmoe_sched.certify import OPTIMALITY_GAP, responses_bound
 from fedmoe_sched.errors import InputError
-from fedmoe_sched.explain import BudgetExplanation, ResourceUse
-from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.explain import BudgetExplanation, BudgetSensitivity, ResourceUse
 from fedmoe_sched.result import Status
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits
@@ -72,6 +74,7 @@ class BudgetExplainer:
             raise InputError(msg)
         self.schedule, self.problem, self.pairs = schedule, schedule.problem, schedule.pairs
         self._objective = schedule.certificate.objective
+        self._worth = BudgetWorth(schedule)
 
     def explain(self, client: int, expert: int, seconds: float) -> BudgetExplanation:
         """Explain one pair, by numbers.
@@ -80,8 +83,9 @@ class BudgetExplainer:
         ----------
         client, expert : int
         seconds : float
-            For solving the problem anew; 0 to do without.
+            For solving the problem anew, with the pair turned round, then with wider bounds; 0 to do without.
         """
+        end = time.perf_counter() + seconds
         problem, schedule = self.problem, self.schedule
         held = self._held(client)
         chosen = bool(held[expert])
@@ -91,6 +95,11 @@ class BudgetExplainer:
         others = held if loss.experts is None else loss.experts
         given_up, taken = held & ~others, others & ~held
         given_up[expert] = taken[expert] = False
+        uses = self._uses(client, expert, held)
+        brought_in_by: tuple[tuple[str, ...], ...] = ()
+        if eligible and not chosen:
+            left = max(0.0, end - time.perf_counter())
+            brought_in_by = WiderBounds(self._worth, client, expert, (use.missing for use in uses), left).enough()
         return BudgetExplanation(
             problem.client_name(client),
             problem.expert_name(expert),
@@ -101,11 +110,11 @@ class BudgetExplainer:
             loss.least,
             fitness_change(loss.least, schedule.fitness_weight, chosen=chosen) if exact else None,
             self._names(taken if chosen else given_up),
-            (),
+            brought_in_by,
             self._binding(client, expert, held),
             loss.most,
             self._names(given_up if chosen else taken),
-            self._uses(client, expert, held),
+            uses,
         )
 
     def _names(self, experts: BoolArray) -> tuple[Hashable, ...]:
@@ -144,37 +153,14 @@ class BudgetExplainer:
             assert fixed is not None  # else the pair would not fit into the whole problem
             choice = responses_bound(fixed.rest, prices)
             choice += 0.0 if chosen else fixed.worth - float(prices[expert])
-            fair = self._price_bound - responses_bound(alone, prices) + choice
-            bound = min(bound, self._rounded(fair))
+            fair = self._worth.price_bound - responses_bound(alone, prices) + choice
+            bound = min(bound, self._worth.rounded(fair))
         return self._objective - bound
-
-    @cached_property
-    def _price_bound(self) -> float:
-        """The bound by prices, before it is rounded."""
-        assert self.schedule.prices is not None
-        return load_terms(self.problem, self.schedule.prices) + responses_bound(self.problem, self.schedule.prices)
-
-    @cached_property
-    def _whole(self) -> bool:
-        return is_whole(self.problem)
-
-    def _rounded(self, bound: float) -> float:
-        return rounded_down(bound) if self._whole else bound
 
     def _alone(self, client: int, expert: int, held: BoolArray) -> _Loss:
         """Arrange the experts of this client anew, all others as they are: a problem of one client."""
-        problem = self.problem
-        others = self.pairs.loads - held
-        scores = problem.desirability[client].astype(np.float64)
-        if problem.load_penalty is not None:
-            scores -= problem.load_penalty.marginal_of(np.arange(problem.n_experts), others + 1)
-        one = problem.restrict(
-            [client],
-            desirability=scores[None],
-            load_min=np.maximum(problem.load_min - others, 0),
-            load_max=np.maximum(problem.load_max - others, 0),
-            load_penalty=None,
-        )
+        one = client_alone(self.problem, client, self.pairs.loads - held)
+        scores = one.desirability[0]
         fixed = without_pair(one, 0, expert) if held[expert] else with_pair(one, 0, expert)
         if fixed is None:
             return _Loss(-math.inf, math.inf, None)
@@ -211,26 +197,20 @@ class BudgetExplainer:
         return binding_bounds(self.problem, client, expert, counts, reasons, *self.place_words(expert))
 
     def place_words(self, expert: int) -> tuple[str, str]:
-        """Say what one more place at an expert is worth at most, and one client less that it must get."""
-        if self.schedule.prices is None:
-            return "", ""
-        more, less = (
-            max(0.0, self._wider_bound(expert, step) - self._objective) for step in ("load_max", "load_min")
-        )
-        return (
-            f"one more place is worth {more:.6g} at most (a bound by prices)",
-            f"one less is worth {less:.6g} at most (a bound by prices)",
-        )
+        """Say what one more place at an expert is worth, and one client less that it must get."""
+        worth = self._worth
+        sides = (worth.places, worth.releases)
+        more, less = (_between(float(most[expert]), float(least[expert])) for most, least in sides)
+        return f"one more place is worth {more}" if more else "", f"one less is worth {less}" if less else ""
 
-    def _wider_bound(self, expert: int, name: str) -> float:
-        """Bound the objective with one bound of an expert wider by one, at the prices of the schedule."""
-        assert self.schedule.prices is not None
-        bounds: IntArray = getattr(self.problem, name).copy()
-        bounds[expert] = bounds[expert] + 1 if name == "load_max" else max(0, bounds[expert] - 1)
-        wider: AssignmentProblem = self.problem.replace(**{name: bounds})
-        prices = self.schedule.prices
-        change = load_terms(wider, prices) - load_terms(self.problem, prices)
-        return self._rounded(self._price_bound + change)
+    def resource_words(self, resource: int) -> str:
+        """Say what no limit on a resource is worth."""
+        most = self._worth.without(resource)
+        return "" if math.isinf(most) else f"; no limit on it is worth {most:.6g} at most (a bound by prices)"
+
+    def sensitivity(self) -> BudgetSensitivity:
+        """Return what wider bounds are worth."""
+        return self._worth.sensitivity()
 
     def _uses(self, client: int, expert: int, held: BoolArray) -> tuple[ResourceUse, ...]:
         """Return what the client's budgets have left for the pair."""
@@ -242,3 +222,12 @@ class BudgetExplainer:
             missing = after - budget if after > float(resource.allowed[client]) else 0.0
             uses.append(ResourceUse(resource.name, budget, used, size, missing))
         return tuple(uses)
+
+
+def _between(most: float, least: float) -> str:
+    """Name what lies between two bounds; nothing where there is none from above, or from below."""
+    if most == least:
+        return f"{least:.6g}"
+    if math.isinf(most):
+        return f"{least:.6g} at least" if least > 0 else ""
+    return f"{most:.6g} at most (a bound by prices)" + (f", {least:.6g} at least" if least > 0 else "")

@@ -22,7 +22,7 @@ __all__ = ["summary_table"]
 def summary_table(schedule: Schedule) -> str:
     """Return a schedule as a text table, one line per expert and resource; see `Schedule.summary`."""
     problem, loads = schedule.problem, schedule.loads
-    worth = _worth(schedule)
+    worth, unlimited = _worth(schedule)
     rows = [["expert", "load", "bounds", "price", "binding"]]
     for j in range(problem.n_experts):
         price = "-" if schedule.prices is None else f"{schedule.prices[j]:.6g}"
@@ -40,7 +40,8 @@ def summary_table(schedule: Schedule) -> str:
         for row in rows
     ]
     assert schedule.pairs is not None
-    lines += [_resource_line(problem, schedule.pairs, resource) for resource in problem.budgets]
+    for number, resource in enumerate(problem.budgets):
+        lines.append(_resource_line(problem, schedule.pairs, resource) + unlimited(number))
     return "\n".join([repr(schedule), *lines])
 
 
@@ -48,21 +49,21 @@ def _joined(what: str, worth: str) -> str:
     return f"{what}, {worth}" if worth else what
 
 
-def _worth(schedule: Schedule) -> Callable[[int], tuple[str, str]]:
-    """Return what says of an expert what one more place is worth, and one client less that it must get."""
-    if schedule.problem.budgets:
-        if schedule.prices is None or schedule.violations:
-            return lambda expert: ("", "")
-        from fedmoe_sched._budget_explain import BudgetExplainer  # on top of solving
+def _worth(schedule: Schedule) -> tuple[Callable[[int], tuple[str, str]], Callable[[int], str]]:
+    """Return what says what wider bounds are worth.
 
-        return BudgetExplainer(schedule).place_words
-    if schedule.status is not Status.OPTIMAL:
-        return lambda expert: ("", "")
-    worth = schedule.sensitivity()
+    Of an expert one more place, and one client less that it must get; of a resource no limit.
+    """
+    if schedule.problem.budgets and not schedule.violations:
+        explainer = schedule._budget_explainer
+        return explainer.place_words, explainer.resource_words
+    if schedule.problem.budgets or schedule.status is not Status.OPTIMAL:
+        return lambda expert: ("", ""), lambda resource: ""
+    worth = schedule._explainer.sensitivity()
     return lambda expert: (
         f"one more place is worth {worth.load_max[expert]:.6g}",
         f"one less is worth {worth.load_min[expert]:.6g}",
-    )
+    ), lambda resource: ""
 
 
 def _resource_line(problem: AssignmentProblem, pairs: Assignment, resource: ResourceBudget) -> str:

@@ -3,8 +3,8 @@
 No backend is trusted here and none is imported: what a schedule says of itself comes from this module.
 The bound is weak Lagrangian duality over the expert load constraints (Bertsekas, *Nonlinear Programming*,
 section 6.1; for transport problems Ahuja, Magnanti and Orlin, *Network Flows*, section 9.4, and for convex costs
-chapter 14). With resource budgets the best choice of a client is a knapsack, and `fedmoe_sched.knapsack_bound`
-bounds it; with layers it is greedy within nested bounds, see `fedmoe_sched.layer_bound`.
+chapter 14). With resource budgets the best choice of a client is a knapsack, see `fedmoe_sched.knapsack_bound`;
+with layers alone it is greedy within nested bounds, see `fedmoe_sched.layer_bound`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import FloatArray, IntArray, as_vector, row_blocks
+from fedmoe_sched._layers import layer_bounds, layers_of
 from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.knapsack_bound import Knapsacks, budgeted_responses
+from fedmoe_sched.knapsack_bound import ChoiceBounds, Knapsacks, budgeted_responses
 from fedmoe_sched.layer_bound import beyond_layers, layered_choice
 from fedmoe_sched.problem import AssignmentProblem
 
@@ -30,6 +31,8 @@ __all__ = [
     "Certificate",
     "Violation",
     "certify",
+    "choice_bounds",
+    "client_bounds",
     "dual_bound",
     "is_whole",
     "load_terms",
@@ -252,9 +255,9 @@ def dual_bound(problem: AssignmentProblem, prices: npt.ArrayLike) -> float:
         max of p_j l - phi_j(l) over l = load_min_j..load_max_j
 
     with no l above the number of clients. With layers R_i keeps their bounds (`fedmoe_sched.layer_bound`). With
-    budgets R_i is the bound of `fedmoe_sched.knapsack_bound`; with both it is the smaller of these two, which is
-    valid, but may be above the best choice. Where there are budgets, all scores are whole numbers, and no load
-    costs anything, so is the objective: the bound is rounded down.
+    budgets, with or without layers, R_i is the bound of `fedmoe_sched.knapsack_bound`, mostly exact. Where there
+    are budgets, all scores are whole numbers, and no load costs anything, so is the objective: the bound is
+    rounded down.
 
     Parameters
     ----------
@@ -285,19 +288,44 @@ def responses_bound(problem: AssignmentProblem, p: FloatArray) -> float:
             kept.reduced = np.empty((next(row_blocks(problem.shape)).stop, problem.n_experts))
         reduced = kept.reduced[:size]
         _reduce(problem, block, p, reduced)
-        worth = np.inf
-        if problem.layers is not None:
-            forced, optional, least, most = layered_choice(problem, block, reduced)
-            worth = forced + _best_responses(optional, least, most)
         if problem.budgets:
-            knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
-            fitting = budgeted_responses(reduced, problem.min_experts[block], problem.slots[block], knapsacks)
-            return min(worth, fitting)  # each leaves the other's bounds aside
+            return math.fsum(_within_budgets(problem, block, reduced))
         if problem.layers is None:
             return _best_responses(reduced, problem.min_experts[block], problem.slots[block])
-        return worth
+        forced, optional, least, most = layered_choice(problem, block, reduced)
+        return forced + _best_responses(optional, least, most)
 
     return _sum_over_blocks(problem, of_block)
+
+
+def client_bounds(problem: AssignmentProblem, p: FloatArray) -> FloatArray:
+    """Bound what each client could gain at prices, for a problem with budgets; shape (n,), float64.
+
+    The sum is what `responses_bound` returns; ``-inf`` for a client that cannot take as many experts as it must.
+    """
+    each = np.full(problem.n_clients, -np.inf)
+
+    def of_block(block: slice) -> float:
+        reduced = np.empty((block.stop - block.start, problem.n_experts))
+        _reduce(problem, block, p, reduced)
+        each[block] = _within_budgets(problem, block, reduced)
+        return 0.0
+
+    _sum_over_blocks(problem, of_block)
+    return each
+
+
+def _within_budgets(problem: AssignmentProblem, block: slice, reduced: FloatArray) -> FloatArray:
+    knapsacks = [Knapsacks(one.sizes_of(block), one.allowed[block]) for one in problem.budgets]
+    return budgeted_responses(reduced, choice_bounds(problem, block), knapsacks).upper
+
+
+def choice_bounds(problem: AssignmentProblem, block: slice) -> ChoiceBounds:
+    """Return how many experts some clients may train, of each layer where there are some."""
+    if problem.layers is None:
+        least, most = problem.min_experts[block], problem.slots[block]
+        return ChoiceBounds((np.arange(problem.n_experts),), least[:, None], most[:, None], least, most)
+    return ChoiceBounds(layers_of(problem).members, *layer_bounds(problem, block))
 
 
 def is_whole(problem: AssignmentProblem) -> bool:

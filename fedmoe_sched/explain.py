@@ -6,7 +6,7 @@ is what it costs (Ahuja, Magnanti and Orlin, *Network Flows*, section 9.11, on t
 flows). Prices alone would only bound it, and where several sets of prices are optimal, say too little or too much.
 
 With budgets the problem is NP-hard: an answer is exact where the problem with the decision turned round is solved,
-and else lies between two bounds, which say what they are.
+and else lies between two bounds, which say what they are; so does what wider bounds are worth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from fedmoe_sched._arrays import FloatArray
 
-__all__ = ["BudgetExplanation", "Explanation", "ResourceUse", "Sensitivity"]
+__all__ = ["BudgetExplanation", "BudgetSensitivity", "Explanation", "ResourceUse", "Sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,15 @@ class Explanation:
 
     def _wider(self, bounds: tuple[str, ...]) -> str:
         """Name bounds that are wider by one."""
-        words = {
+        words = self._words()
+        return " and ".join(words[name] for name in bounds) + (" together" if len(bounds) > 1 else "")
+
+    def _words(self) -> dict[str, str]:
+        return {
             "capacity": f"one more slot at client {self.client!r}",
             "load_max": f"one more place at expert {self.expert!r}",
             "layer_max": f"one more expert of its layer at client {self.client!r}",
         }
-        return " and ".join(words[name] for name in bounds) + (" together" if len(bounds) > 1 else "")
 
     @property
     def exact(self) -> bool:
@@ -168,8 +171,10 @@ class BudgetExplanation(Explanation):
         See `Explanation`; None too where the margin is not exact.
     instead : tuple of hashable
         What the client gives up for the pair, or takes instead of it, in the arrangement that loses `margin_most`.
-    brought_in_by : tuple
-        Empty: what one more place or slot would bring in is another NP-hard problem each.
+    brought_in_by : tuple of tuple of str
+        See `Explanation`; ``"budget:memory"`` is so much more of the resource ``"memory"`` that the expert fits
+        beside those that the client has (`ResourceUse.missing`). Of sets of bounds only those that are proved to
+        bring the pair in, and no part of which is.
     margin_most : float
         An upper bound; inf where no arrangement with the decision turned round is known.
     besides : tuple of hashable
@@ -192,6 +197,13 @@ class BudgetExplanation(Explanation):
     def exact(self) -> bool:
         """Whether the margin is known exactly, and not only from below."""
         return self.margin == self.margin_most
+
+    def _words(self) -> dict[str, str]:
+        more = {
+            f"budget:{use.name}": f"{use.missing:.6g} more {use.name} for client {self.client!r}"
+            for use in self.resources
+        }
+        return super()._words() | more
 
     def _how(self) -> str:
         rest = f", {'giving up' if self.chosen else 'taking'} {_experts(self.besides)} too" if self.besides else ""
@@ -240,3 +252,33 @@ class Sensitivity:
     load_min: FloatArray
     capacity: FloatArray
     min_experts: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetSensitivity:
+    """What wider bounds are worth where there are budgets: between bounds, since every exact value is NP-hard.
+
+    By how much the best objective, with one bound wider, exceeds that of the schedule, which is the optimum if the
+    schedule is optimal. At most is by the prices of the schedule: a client's bound changes the best choice of this
+    client alone, an expert's what its places are worth; inf without prices. At least is by arrangements that are
+    known: one client arranged anew, all others as they are; 0 where that gains nothing.
+
+    Parameters
+    ----------
+    at_most, at_least : Sensitivity
+        One unit of each bound: a place, a slot, a client or an expert less that must be.
+    unlimited_at_most, unlimited_at_least : ndarray, shape (R, n), float64
+        No limit on one resource, in the order of the problem's budgets, at one client.
+    without_at_most : ndarray, shape (R,), float64
+        No limit on one resource at any client.
+    smallest_step : ndarray, shape (R, n), float64
+        The least amount more of one resource, in its unit, with which it pays for one client to add an expert or
+        to exchange one for another, all others as they are; 0 where that pays as it is, inf where no amount does.
+    """
+
+    at_most: Sensitivity
+    at_least: Sensitivity
+    unlimited_at_most: FloatArray
+    unlimited_at_least: FloatArray
+    without_at_most: FloatArray
+    smallest_step: FloatArray

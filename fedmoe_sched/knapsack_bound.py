@@ -1,13 +1,17 @@
-"""What clients with budgets could gain at most at given prices: knapsacks, bounded from above.
+"""What clients with budgets gain at given prices: their best choices, exactly or bounded from above and below.
 
-A client with budgets picks the best of its experts that fit: a knapsack with bounds on the count. What is returned
-here is never less than its optimum, and mostly equal to it. Per client it is the least of
+A client with budgets picks the best of its experts that fit: a knapsack with bounds on counts, of all experts or
+of each layer too. For all clients at once, as arrays (Kellerer, Pferschy and Pisinger, *Knapsack Problems*,
+chapters 2 and 9), as far as each client needs it:
 
 - the best choice without budgets, which is the optimum where it happens to fit;
-- for each resource alone, the minimum over its multiplier of the Lagrangian of that budget, the linear relaxation
-  (Martello and Toth, *Knapsack Problems*, sections 2.2 and 6.2);
-- for each resource alone, dynamic programming over whole units of the budget (section 2.6), as long as that is
-  cheap: exact where the sizes are whole numbers, else with sizes rounded down to small units.
+- the Lagrangian relaxation of all budgets, with multipliers by subgradient steps, and greedy choices: what is left
+  out, or taken, in every choice that is better than the best one known is decided;
+- enumeration of what is left, breadth first, the costliest choices dropped where there are too many;
+- where some were dropped, dynamic programming over whole units of one budget, the others relaxed, as long as that
+  is cheap: exact for one budget where the sizes are whole numbers, else with sizes rounded down to small units.
+
+Upper bounds are never less than the optimum, up to the rounding of sums in float64.
 """
 
 from __future__ import annotations
@@ -16,16 +20,22 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._knapsack_enumeration import enumerated
+from fedmoe_sched._knapsack_rows import Relaxed, Rows, greedy, improved, relaxed
+from fedmoe_sched._knapsack_tables import Table, whole_units
 
-__all__ = ["Knapsacks", "budgeted_responses", "whole_units"]
+__all__ = ["ChoiceBounds", "Knapsacks", "Responses", "budgeted_responses"]
 
-_STEPS = 40  # halvings of the interval of a multiplier
+_STEPS = (15, 10)  # of multipliers, before and after experts are decided on
+_FEW, _MANY = 128, 4096  # states per client
+_TOGETHER = 1 << 18  # states of some clients at a time
+_WORK = 1 << 24  # cells of states and experts that more than a few states may take in a block: some seconds
 _UNITS = 4096  # that a budget is cut into where sizes are not whole numbers
 _MOST_UNITS = 20_000  # of a budget of whole numbers
 _CHEAP = 2_000_000_000  # cells of all tables of a block: a second or two
+_NOISE = 1e-12
 
 
 class Knapsacks(NamedTuple):
@@ -35,164 +45,208 @@ class Knapsacks(NamedTuple):
     allowed: FloatArray
 
 
-def budgeted_responses(reduced: FloatArray, least: IntArray, most: IntArray, resources: list[Knapsacks]) -> float:
-    """Bound the sum of each row's best choice that keeps all budgets.
+class ChoiceBounds(NamedTuple):
+    """Fewest and most experts of a choice, of each of G layers, shape (clients, G), and of all, shape (clients,).
+
+    `members` has the experts of each layer; bounds of layers that exclude others are not reported.
+    """
+
+    members: tuple[IntArray, ...]
+    low: IntArray
+    high: IntArray
+    least: IntArray
+    most: IntArray
+
+
+class Responses(NamedTuple):
+    """What the best choices are worth, bounded from below and above, each of shape (clients,).
+
+    Both are -inf where no choice keeps the bounds; `lower` also where none was found.
+    """
+
+    lower: FloatArray
+    upper: FloatArray
+
+
+def budgeted_responses(reduced: FloatArray, bounds: ChoiceBounds, resources: list[Knapsacks]) -> Responses:
+    """Bound each row's best choice that keeps all budgets.
 
     Parameters
     ----------
     reduced : ndarray, shape (clients, m), float64
         Scores less prices; -inf where not eligible. Overwritten.
-    least, most : ndarray, shape (clients,), int64
-        Fewest and most experts of a choice.
+    bounds : ChoiceBounds
     resources : list of Knapsacks
 
     Returns
     -------
-    float
-        ``-inf`` where some client has fewer experts that fit alone than it must take.
+    Responses
     """
+    rows = _rows(reduced, bounds, resources)
+    found = Responses(np.full(len(rows), -np.inf), np.full(len(rows), -np.inf))
+    at = np.flatnonzero(rows.feasible)
+    if not len(at):
+        return found
+    free = rows.take(at)
+    part = relaxed(free, np.zeros(free.room.shape))
+    fits = _fits(free, part)
+    for side in found:
+        side[at[fits]] = part.bound[fits]
+    at, free = at[~fits], free.take(np.flatnonzero(~fits))
+    if not len(at):
+        return found
+    wanted = np.isfinite(free.worth)
+    wanted &= (free.worth > 0) | ((free.low > 0).any(axis=1) | (free.least > 0))[:, None, None]
+    _respond(free.packed(wanted), at, found, resources)
+    return found
+
+
+def _rows(reduced: FloatArray, bounds: ChoiceBounds, resources: list[Knapsacks]) -> Rows:
+    """Read the clients as knapsacks with budgets of 1."""
+    count, m = reduced.shape
     for resource in resources:
         reduced[resource.sizes > resource.allowed[:, None]] = -np.inf
-    best = _ranked(reduced, least, most)
-    if not np.isfinite(best.worth).all():
-        return -np.inf
-    worth = best.worth
-    over = np.zeros(len(reduced), dtype=np.bool_)
-    for resource in resources:
-        over |= (resource.sizes * best.taken).sum(axis=1) > resource.allowed
-    rows = np.flatnonzero(over)
-    for resource in resources:
-        bound = _bounded(reduced[rows], least[rows], most[rows], Knapsacks(*(part[rows] for part in resource)))
-        worth[rows] = np.minimum(worth[rows], bound)
-    return math.fsum(worth)
+    weight = np.zeros((len(resources), count, m))
+    for part, resource in zip(weight, resources, strict=True):
+        limited = np.isfinite(resource.allowed) & (resource.allowed > 0)
+        sizes = np.where(np.isfinite(reduced[limited]), resource.sizes[limited], 0.0)
+        part[limited] = sizes / resource.allowed[limited, None]
+    noise = 2 * (m + 4) * np.finfo(np.float64).eps  # of a sum of shares, of each that is rounded, and of a check
+    width = max(map(len, bounds.members))
+    columns = np.full((len(bounds.members), width), m)
+    for layer, experts in enumerate(bounds.members):
+        columns[layer, : len(experts)] = experts
+    if len(columns) == 1:
+        worth, weight = reduced[:, None, :], weight[:, :, None, :]
+    else:
+        inside = columns < m
+        worth = np.where(inside, reduced[:, np.where(inside, columns, 0)], -np.inf)
+        weight = np.where(inside, weight[:, :, np.where(inside, columns, 0)], 0.0)
+    return Rows(
+        worth,
+        weight,
+        np.broadcast_to(columns, worth.shape),
+        np.full(weight.shape[:2], 1.0 + noise),
+        bounds.low,
+        bounds.high,
+        bounds.least,
+        bounds.most,
+        np.zeros(count),
+        np.full(count, -np.inf),
+        noise,
+    )
 
 
-class _Choices(NamedTuple):
-    worth: FloatArray  # (clients,)
-    taken: BoolArray  # (clients, m)
+def _fits(rows: Rows, part: Relaxed) -> BoolArray:
+    """Whether the choice of a relaxation without multipliers keeps all bounds, and so is the best one."""
+    taken = part.rest > 0
+    number = taken.sum(axis=2)
+    fits: BoolArray = np.all(_complementary(number, rows.low, rows.high, part.layers), axis=1)
+    if number.shape[1] > 1:
+        fits &= _complementary(number.sum(axis=1), rows.least, rows.most, part.total)
+    for weight in rows.weight:
+        fits &= np.where(taken, weight, 0.0).sum(axis=(1, 2)) <= 1 - rows.hair
+    return fits
 
 
-def _ranked(reduced: FloatArray, least: IntArray, most: IntArray) -> _Choices:
-    """Take each row's `least` largest entries, then positive ones up to `most`."""
-    order = np.argsort(-reduced, axis=1, kind="stable")
-    ranked = np.take_along_axis(reduced, order, axis=1)
-    rank = np.arange(reduced.shape[1])
-    chosen = (rank < least[:, None]) | ((rank < most[:, None]) & (ranked > 0))
-    worth = np.where(chosen, ranked, 0.0).sum(axis=1)
-    taken = np.zeros_like(chosen)
-    np.put_along_axis(taken, order, chosen, axis=1)
-    return _Choices(worth, taken)
+def _complementary(number: IntArray, low: IntArray, high: IntArray, price: FloatArray) -> BoolArray:
+    """Whether numbers are within bounds, and at the bound that has a price."""
+    kept: BoolArray = np.where(price > 0, number == high, number >= low)
+    kept &= np.where(price < 0, number == low, number <= high)
+    return kept
 
 
-def _bounded(reduced: FloatArray, least: IntArray, most: IntArray, one: Knapsacks) -> FloatArray:
-    """Bound each row's best choice within one budget."""
-    bound = _multiplied(reduced, least, most, one)
-    tables = [_table(reduced[i], int(least[i]), int(most[i]), one, i) for i in range(len(reduced))]
-    if sum(table.cells for table in tables) <= _CHEAP:
-        for i, table in enumerate(tables):
-            bound[i] = min(bound[i], table.best())
-    return bound
+class _Work(NamedTuple):
+    """Clients that are not done: their places in the answer, their knapsacks, and the best relaxation of these."""
+
+    at: IntArray
+    rows: Rows
+    part: Relaxed
+
+    def noted(self, found: Responses) -> _Work:
+        """Note what is known in the answer, and go on with those of which too little is."""
+        upper = np.where(
+            self.rows.feasible, np.maximum(self.rows.lower, self.rows.base + self.part.bound), self.rows.lower
+        )
+        found.lower[self.at], found.upper[self.at] = self.rows.lower, upper
+        return self.those(np.flatnonzero(_open(found, self.at)))
+
+    def those(self, some: IntArray) -> _Work:
+        part = self.part
+        return _Work(
+            self.at[some],
+            self.rows.take(some),
+            Relaxed(part.bound[some], part.budgets[:, some], part.layers[some], part.total[some], part.rest[some]),
+        )
 
 
-def _multiplied(reduced: FloatArray, least: IntArray, most: IntArray, one: Knapsacks) -> FloatArray:
-    """Minimise the Lagrangian of one budget over its multiplier, by halving: any multiplier gives a bound."""
-    limited = np.isfinite(one.allowed)
-    allowed = np.where(limited, one.allowed, 0.0)
-    ratio = np.where(one.sizes > 0, np.maximum(reduced, 0) / np.where(one.sizes > 0, one.sizes, 1.0), 0.0)
-    low, high = np.zeros(len(reduced)), np.where(limited, ratio.max(axis=1, initial=0.0), 0.0)
-    bound = np.full(len(reduced), np.inf)
-    for multiplier in (low, high):
-        bound = np.minimum(bound, _lagrangian(reduced, least, most, one.sizes, allowed, multiplier)[0])
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        value, over = _lagrangian(reduced, least, most, one.sizes, allowed, middle)
-        bound = np.minimum(bound, value)
-        low, high = np.where(over, middle, low), np.where(over, high, middle)
-    return bound
+def _open(found: Responses, at: IntArray) -> BoolArray:
+    """Whether bounds differ by more than rounding errors."""
+    lower, upper = found.lower[at], found.upper[at]
+    return np.isfinite(upper) & (lower < upper - _NOISE * (1 + np.abs(upper)))
 
 
-def _lagrangian(
-    reduced: FloatArray,
-    least: IntArray,
-    most: IntArray,
-    sizes: FloatArray,
-    allowed: FloatArray,
-    multiplier: FloatArray,
-) -> tuple[FloatArray, BoolArray]:
-    """Return the value at a multiplier per row, and where its choice exceeds the budget."""
-    choices = _ranked(reduced - multiplier[:, None] * sizes, least, most)
-    used = (sizes * choices.taken).sum(axis=1)
-    return choices.worth + multiplier * allowed, used > allowed
+def _respond(rows: Rows, at: IntArray, found: Responses, resources: list[Knapsacks]) -> None:
+    """Find the best choices of clients that have to leave something out for their budgets."""
+    work = _Work(at, rows, relaxed(rows, np.zeros(rows.room.shape)))
+    for steps in _STEPS:
+        if not len(work.at):
+            return
+        rows, part = work.rows, work.part
+        rows.lower = np.maximum(rows.lower, greedy(rows, part.rest))
+        part = improved(rows, part, steps)
+        rows.lower = np.maximum(rows.lower, greedy(rows, part.rest))
+        rows = rows.decided(part)
+        work = _Work(work.at, rows, relaxed(rows, part.budgets)).noted(found)
+    for states in (_FEW, _MANY):
+        items = np.isfinite(work.rows.worth).sum(axis=(1, 2))
+        most = max(_FEW, min(states, _WORK // max(1, int(items.sum()))))
+        by_size = np.argsort(items, kind="stable")
+        step = _TOGETHER // most
+        for start in range(0, len(by_size), step):
+            some = work.those(by_size[start : start + step])
+            lower, upper = enumerated(some.rows, some.part, most)
+            found.lower[some.at], found.upper[some.at] = lower, np.minimum(found.upper[some.at], upper)
+        work.rows.lower = found.lower[work.at]
+        work = work.those(np.flatnonzero(_open(found, work.at)))
+    _by_tables(work, found, resources)
 
 
-def whole_units(sizes: npt.NDArray[np.float64], allowed: float, most: int, units: int) -> tuple[IntArray, int]:
-    """Express one client's sizes and budget in whole units, rounded so that whatever fits still fits.
-
-    Sizes that are whole numbers, and a budget of no more than `most` of their greatest common divisor, are
-    expressed exactly. All others are rounded down to multiples of the budget over `units`.
-
-    Parameters
-    ----------
-    sizes : ndarray, shape (k,), float64
-        None larger than the budget.
-    allowed : float
-        Finite.
-    most, units : int
-
-    Returns
-    -------
-    whole : ndarray, shape (k,), int64
-    budget : int
-    """
-    if allowed == 0 or not sizes.any():
-        return np.zeros(len(sizes), dtype=np.int64), 0
-    if (sizes == np.floor(sizes)).all() and sizes.max() < 2**53:
-        whole = sizes.astype(np.int64)
-        divisor = int(np.gcd.reduce(whole))
-        budget = math.floor(allowed) // divisor
-        if budget <= most:
-            return whole // divisor, budget
-    # Not 1, but a hair less: the quotient itself is rounded, perhaps up.
-    return np.floor(sizes / allowed * units * (1 - 1e-15)).astype(np.int64), units
+def _by_tables(work: _Work, found: Responses, resources: list[Knapsacks]) -> None:
+    """Improve upper bounds by dynamic programming over each budget in turn, the others relaxed."""
+    cells = 0
+    for place in np.argsort(found.lower[work.at] - found.upper[work.at], kind="stable").tolist():
+        client = int(work.at[place])
+        for one, resource in enumerate(resources):
+            table, constant = _table(work.rows, work.part, place, one, resource, client)
+            cells += table.cells
+            if cells > _CHEAP:
+                return
+            best = max(float(work.rows.lower[place]), constant + table.best())
+            found.upper[client] = min(found.upper[client], best)
 
 
-class _Table(NamedTuple):
-    """A knapsack in whole units, for dynamic programming over the budget and, if need be, the count."""
-
-    values: FloatArray
-    sizes: IntArray
-    budget: int
-    least: int
-    most: int
-
-    @property
-    def counted(self) -> bool:
-        """Whether the bounds on the count can matter."""
-        return self.least > 0 or self.most < len(self.values)
-
-    @property
-    def cells(self) -> int:
-        return len(self.values) * (self.budget + 1) * (self.most + 1 if self.counted else 1)
-
-    def best(self) -> float:
-        """Return the optimum; ``-inf`` where nothing keeps both bounds of the count."""
-        if not self.counted:
-            best = np.zeros(self.budget + 1)
-            for value, size in zip(self.values.tolist(), self.sizes.tolist(), strict=True):
-                np.maximum(best[size:], best[: self.budget + 1 - size] + value, out=best[size:])
-            return float(best[-1])
-        by_count = np.full((self.most + 1, self.budget + 1), -np.inf)
-        by_count[0] = 0.0
-        for value, size in zip(self.values.tolist(), self.sizes.tolist(), strict=True):
-            with_it = by_count[:-1, : self.budget + 1 - size] + value
-            np.maximum(by_count[1:, size:], with_it, out=by_count[1:, size:])
-        return float(by_count[self.least :, -1].max())
-
-
-def _table(reduced: FloatArray, least: int, most: int, one: Knapsacks, row: int) -> _Table:
-    """Keep what a best choice may hold: eligible experts, only those of a gain where none must be taken."""
-    kept = np.flatnonzero(reduced > (0 if least == 0 else -np.inf))
-    allowed = float(one.allowed[row])
-    sizes = one.sizes[row, kept] if math.isfinite(allowed) else np.zeros(len(kept))
-    whole, budget = whole_units(sizes, allowed if math.isfinite(allowed) else 0.0, _MOST_UNITS, _UNITS)
-    return _Table(reduced[kept], whole, budget, least, min(most, len(kept)))
+def _table(
+    rows: Rows, part: Relaxed, place: int, one: int, resource: Knapsacks, client: int
+) -> tuple[Table, float]:
+    """Return the knapsack of one budget, and what the choice is worth besides."""
+    layered = rows.low.shape[1] > 1
+    values, constant = rows.worth[place].copy(), float(rows.base[place])
+    for other, (weight, multiplier) in enumerate(zip(rows.weight[:, place], part.budgets[:, place], strict=True)):
+        if other != one:
+            values -= multiplier * weight
+            constant += float(multiplier * rows.room[other, place])
+    least, most = int(rows.low[place, 0]), int(rows.high[place, 0])
+    if layered:
+        price = part.layers[place]
+        values -= price[:, None]
+        constant += float(np.where(price >= 0, price * rows.high[place], price * rows.low[place]).sum())
+        least, most = int(rows.least[place]), int(rows.most[place])
+    kept = values > (0 if least == 0 else -np.inf)
+    allowed = float(resource.allowed[client])
+    limited = math.isfinite(allowed)
+    left = max(0.0, float(rows.room[one, place] + rows.hair)) * allowed if limited else 0.0
+    experts = rows.expert[place][kept]
+    sizes = resource.sizes[client, experts] if limited else np.zeros(len(experts))
+    whole, budget = whole_units(np.minimum(sizes, left), left, _MOST_UNITS, _UNITS)
+    return Table(values[kept], whole, budget, least, min(most, len(experts))), constant

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fedmoe_sched._budget_explain import BudgetExplainer
     from fedmoe_sched._network_explain import Explainer
-    from fedmoe_sched.explain import Explanation, Sensitivity
+    from fedmoe_sched.explain import BudgetSensitivity, Explanation, Sensitivity
 
 __all__ = ["Bound", "Conflict", "Relaxation", "Schedule", "Status", "StopReason"]
 
@@ -288,8 +288,11 @@ class Schedule:
     def bound_source(self) -> str | None:
         """What vouches for the bound: ``"prices"``, ``"backend"`` alone, or None where there is none.
 
-        Only a bound by prices is proved independently of the backend.
+        Only a bound by prices is proved independently of the backend. Where it proves the assignment optimal, it
+        is the one that counts.
         """
+        if self.certificate is not None and self.certificate.optimal:
+            return "prices"
         proved = None if self.certificate is None else self.certificate.bound
         if self.solver_bound is not None and (proved is None or self.solver_bound < proved):
             return "backend"
@@ -362,7 +365,8 @@ class Schedule:
         client, expert : hashable
             Labels where the problem has labels, else numbers.
         time_limit : float, default 2.0
-            With budgets only: seconds for solving the problem with the decision turned round; 0 to do without.
+            With budgets only: seconds for solving the problem with the decision turned round, and what is left of
+            them for solving it with wider bounds; 0 to do without.
 
         Returns
         -------
@@ -387,28 +391,31 @@ class Schedule:
             return self._budget_explainer.explain(i, j, time_limit)
         return self._explainer.explain(i, j)
 
-    def sensitivity(self) -> Sensitivity:
+    def sensitivity(self) -> Sensitivity | BudgetSensitivity:
         """Return what one unit more or less of every bound is worth: places at experts, slots of clients.
 
         Returns
         -------
-        Sensitivity
+        Sensitivity or BudgetSensitivity
+            With budgets, the latter: at most, by prices, and at least, by one client arranged anew.
 
         Raises
         ------
         InputError
-            The problem has budgets, or the schedule is not optimal.
+            The schedule is not optimal, or with budgets not feasible.
         InfeasibleError, NoAssignmentError
             There is no assignment.
         """
+        if self.problem.budgets:
+            return self._budget_explainer.sensitivity()
         return self._explainer.sensitivity()
 
     def summary(self) -> str:
         """Return the schedule expert by expert: load, bounds, price, and what one more or less place is worth.
 
-        What places are worth is there for optimal schedules. With budgets it is bounded by prices, where there are
-        some, and a line for each resource says how much of it is used, and for how many clients an expert does
-        not fit that they have a slot for.
+        What places are worth is there for optimal schedules. With budgets it is bounded, see `BudgetSensitivity`,
+        and a line for each resource says how much of it is used, for how many clients an expert does not fit that
+        they have a slot for, and by prices what no limit on it would be worth at most.
         """
         from fedmoe_sched._summary import summary_table
 

@@ -175,8 +175,8 @@ def _with_assignment(
 def _status(problem: AssignmentProblem, certificate: Certificate, claimed: float | None) -> Status:
     """Judge an answer: optimal if prices prove it.
 
-    With budgets prices alone seldom can, and a bound that the backend vouches for counts; `Schedule.bound_source`
-    tells which of them it was.
+    With budgets prices alone cannot always, and a bound that the backend vouches for counts;
+    `Schedule.bound_source` tells which of them it was.
     """
     if not certificate.feasible:
         return Status.VIOLATED

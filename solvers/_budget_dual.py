@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._budgets import network_relaxation
-from fedmoe_sched.knapsack_bound import whole_units
+from fedmoe_sched._knapsack_tables import whole_units
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
 from fedmoe_sched import SolverEntry, solvers
+
+# Sums of floating-point numbers depend on the number of threads; some tests compare bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are the same in every run; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=200, database=None)

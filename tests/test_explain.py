@@ -20,6 +20,7 @@ from fedmoe_sched import (
     schedule,
     solve,
 )
+from fedmoe_sched._network_explain import Explainer
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.policies import make_policy
 
@@ -258,4 +259,4 @@ def test_what_cannot_be_explained():
     budget = ResourceBudget("memory", [1.0, 1.0], [1.0])
     answer = solve(AssignmentProblem([[1.0, 2.0]], 2, budgets=[budget]), "milp-scipy")
     with pytest.raises(InputError, match="problem: has budgets"):
-        answer.sensitivity()
+        Explainer(answer.problem, answer.pairs)

@@ -1,11 +1,12 @@
 """Explanations where there are budgets, against enumeration: exact margins, bounds, what is missing, summaries."""
 
+import itertools
 import math
 import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import (
     brute_force,
@@ -48,6 +49,69 @@ budgeted = tiny_problems(budgeted=True) | tiny_problems(budgeted=True, penalised
 )  # fmt: skip
 
 
+def widened(problem, client, expert, bounds, amounts):
+    """The problem with some bounds wider: by one, and budgets by the amount that is missing."""
+    changes = {"budgets": []}
+    for name, at in (("capacity", client), ("load_max", expert)):
+        if name in bounds:
+            changes[name] = getattr(problem, name) + (np.arange(len(getattr(problem, name))) == at)
+    for resource in problem.budgets:
+        budget = resource.budget.copy()
+        if f"budget:{resource.name}" in bounds:
+            budget[client] += amounts[resource.name]
+        changes["budgets"].append(ResourceBudget(resource.name, resource.size, budget))
+    if "layer_max" in bounds:
+        layers, n = problem.layers, problem.n_clients
+        low, high = (np.array(part) for part in layers.bounds_of(slice(0, n), n))
+        high[client, layers.layer_of[expert]] += 1
+        changes["layers"] = ExpertLayers(layers.layer_of, low, high)
+    return problem.replace(**changes)
+
+
+def brings_in(problem, client, expert, bounds, found):
+    """Whether every optimum of the wider problem has the pair, by enumeration."""
+    wider = widened(problem, client, expert, bounds, {use.name: use.missing for use in found.resources})
+    lead = turned(wider, client, expert, chosen=False) - turned(wider, client, expert, chosen=True)
+    assume(not 1e-11 < abs(lead) < 1e-5)  # what a backend may take for nothing
+    return lead > 1e-6
+
+
+def assert_brought_in(problem, client, expert, found):
+    """What is said to bring a pair in does, and no part of it is listed too."""
+    assert not (found.chosen and found.brought_in_by)
+    for bounds in found.brought_in_by:
+        assert brings_in(problem, client, expert, bounds, found)
+        assert not any(set(other) < set(bounds) for other in found.brought_in_by)
+
+
+@settings(max_examples=20, deadline=None)
+@given(problem=budgeted)
+def test_all_that_brings_a_pair_of_a_small_problem_in_is_named(problem):
+    answer = solve(problem)
+    if answer.status is Status.INFEASIBLE:
+        return
+    held = answer.pairs.mask()
+    for i, j in eligible_pairs(problem)[:6]:
+        if held[i, j]:
+            continue
+        found = answer.explain(i, j, time_limit=30)
+        assert_brought_in(problem, i, j, found)
+        full = {
+            "capacity": held[i].sum() == problem.capacity[i],
+            "load_max": held[:, j].sum() == problem.load_max[j],
+        }
+        full |= {f"budget:{use.name}": use.missing > 0 for use in found.resources}
+        if problem.layers is not None:
+            inside = problem.layers.layer_of == problem.layers.layer_of[j]
+            high = problem.layers.bounds_of(slice(i, i + 1), 1)[1][0, problem.layers.layer_of[j]]
+            full["layer_max"] = held[i, inside].sum() == high
+        names = [name for name, binds in full.items() if binds]
+        every = [b for k in range(1, len(names) + 1) for b in itertools.combinations(names, k)]
+        does = [set(b) for b in every if brings_in(problem, i, j, b, found)]
+        least = [b for b in does if not any(other < b for other in does)]
+        assert sorted(map(sorted, found.brought_in_by)) == sorted(map(sorted, least))
+
+
 @settings(max_examples=25, deadline=None)
 @given(problem=budgeted)
 def test_margins_of_small_problems_are_exact(problem):
@@ -75,15 +139,9 @@ def by_somebody(problem, mask, prices=None):
 @given(problem=budgeted, data=st.data())
 def test_margins_of_any_schedule_lie_between_their_bounds(problem, data):
     """With any feasible assignment and any prices, or none, and without solving anew."""
-    everything = enumerate_assignments(problem)
-    fits = ((everything.loads >= problem.load_min) & (everything.loads <= problem.load_max)).all(axis=1)
-    if not fits.any():
+    mask = any_feasible(problem, data)
+    if mask is None:
         return
-    at = data.draw(st.sampled_from(np.flatnonzero(fits).tolist()))
-    places = np.unravel_index(at, [len(options) for options in everything.choices])
-    mask = np.zeros(problem.shape, dtype=bool)
-    for i, (options, place) in enumerate(zip(everything.choices, places, strict=True)):
-        mask[i, list(options[place])] = True
     m = problem.n_experts
     prices = data.draw(st.none() | st.lists(st.floats(-1, 2), min_size=m, max_size=m).map(np.array))
     answer = by_somebody(problem, mask, prices)
@@ -93,7 +151,7 @@ def test_margins_of_any_schedule_lie_between_their_bounds(problem, data):
         assert found.margin <= loss + 1e-6
         assert found.margin_most >= loss - 1e-6
         assert str(found).startswith(f"client {i} and expert {j}")
-        assert found.brought_in_by == ()
+        assert_brought_in(problem, i, j, found)
 
 
 @settings(max_examples=30, deadline=None)
@@ -138,6 +196,96 @@ def test_places_are_worth_no_more_than_the_summary_says(problem):
                 assert gain <= float(told[1]) * (1 + 1e-5) + 1e-6
 
 
+def assert_between(problem, objective, most, least):
+    """The gain of a wider problem, by enumeration, is between the bounds."""
+    gain = brute_force(problem) - objective
+    assert least - 1e-6 <= gain <= most + 1e-6
+
+
+def any_feasible(problem, data):
+    """A feasible assignment of whatever quality; None where there is none."""
+    everything = enumerate_assignments(problem)
+    fits = ((everything.loads >= problem.load_min) & (everything.loads <= problem.load_max)).all(axis=1)
+    if not fits.any():
+        return None
+    at = data.draw(st.sampled_from(np.flatnonzero(fits).tolist()))
+    places = np.unravel_index(at, [len(options) for options in everything.choices])
+    mask = np.zeros(problem.shape, dtype=bool)
+    for i, (options, place) in enumerate(zip(everything.choices, places, strict=True)):
+        mask[i, list(options[place])] = True
+    return mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=budgeted, data=st.data())
+def test_what_wider_bounds_are_worth_is_between_bounds(problem, data):
+    """Of optimal schedules, and of any with any prices, or none."""
+    answer = solve(problem)
+    if answer.status is Status.INFEASIBLE:
+        return
+    if data.draw(st.booleans()):
+        prices = st.lists(st.floats(-1, 2), min_size=problem.n_experts, max_size=problem.n_experts)
+        answer = by_somebody(problem, any_feasible(problem, data), data.draw(st.none() | prices.map(np.array)))
+    worth, objective = answer.sensitivity(), answer.objective
+    (n, m), most, least = problem.shape, worth.at_most, worth.at_least
+    for name, step, size in (("load_max", 1, m), ("load_min", -1, m), ("capacity", 1, n), ("min_experts", -1, n)):
+        assert getattr(most, name).shape == getattr(least, name).shape == (size,)
+        for at in range(size):
+            bounds = np.maximum(getattr(problem, name) + step * (np.arange(size) == at), 0)
+            wider = problem.replace(**{name: bounds})
+            assert_between(wider, objective, getattr(most, name)[at], getattr(least, name)[at])
+    for r, resource in enumerate(problem.budgets):
+        for some in [*range(n), slice(None)]:
+            budget = resource.budget.copy()
+            budget[some] = np.inf
+            budgets = list(problem.budgets)
+            budgets[r] = ResourceBudget(resource.name, resource.size, budget)
+            above = worth.without_at_most[r] if some == slice(None) else worth.unlimited_at_most[r, some]
+            below = 0.0 if some == slice(None) else worth.unlimited_at_least[r, some]
+            assert_between(problem.replace(budgets=budgets), objective, above, below)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=budgeted, data=st.data())
+def test_with_the_smallest_step_one_expert_more_or_another_one_pays(problem, data):
+    mask = any_feasible(problem, data)
+    if mask is None:
+        return
+    answer = by_somebody(problem, mask)
+    steps = answer.sensitivity().smallest_step
+    for i, r in itertools.product(range(problem.n_clients), range(len(problem.budgets))):
+        resource = problem.budgets[r]
+        needed = []
+        for j in np.flatnonzero(~mask[i]).tolist():
+            for k in [None, *np.flatnonzero(mask[i]).tolist()]:
+                other = mask.copy()
+                other[i, j] = True
+                if k is not None:
+                    other[i, k] = False
+                taken = certify(problem, Assignment.from_mask(other))
+                broken = [v for v in taken.violations if v.resource != resource.name]
+                over = [v.value - resource.budget[i] for v in taken.violations if v.resource == resource.name]
+                if not broken and taken.objective > answer.objective + 1e-7:
+                    needed.append(max([0.0, *over]))
+        assert steps[r, i] == pytest.approx(min(needed, default=np.inf), abs=1e-7)
+
+
+def test_sensitivity_by_hand():
+    """Anna holds x, which fills its place; 1e6 more would let her add y, and no limit z too."""
+    answer = by_hand()
+    worth = answer.sensitivity()
+    assert worth.smallest_step.tolist() == [[1e6, np.inf]]
+    assert worth.unlimited_at_least[0].tolist() == [pytest.approx(0.5 + 0.3), 0.0]
+    assert worth.at_least.capacity.tolist() == [0.0, 0.0]
+    assert worth.at_least.load_max.tolist() == [0.0, 0.0, 0.0]
+    priced = by_somebody(answer.problem, answer.pairs.mask(), np.array([0.1, 0.0, 0.0]))
+    assert priced.sensitivity().unlimited_at_most[0].tolist() == [pytest.approx(0.8), 0.0]
+    slot = by_hand(budgets=[ResourceBudget("memory", [2.0, 1.0, 1.0], [3.0, 3.0])], capacity=1).sensitivity()
+    assert slot.at_least.capacity == pytest.approx([0.5, 0.5])
+    text = by_hand(capacity=[1, 1], load_max=[1, 1, 1]).summary()
+    assert "one more place is worth" in text
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_penalties_after_some_clients(data):
@@ -174,6 +322,7 @@ def test_an_explanation_by_hand():
     assert str(why_not) == (
         f"client 'anna' and expert 'y' (desirability 0.5{price}): not chosen; with it in place of expert 'x', "
         "taking expert 'z' too the objective would be 0.1 less: so much its desirability would have to rise\n"
+        "  1e+06 more memory for client 'anna' would bring it in\n"
         "  client 'anna' uses 8e+06 of 1e+07 memory; expert 'y' takes 3e+06: 1e+06 more would let it fit"
     )
     use = why_not.resources[0]
@@ -192,7 +341,10 @@ def test_a_summary_by_hand():
     answer = by_hand()
     lines = answer.summary().splitlines()
     told = "memory: 88.2% of 1.7e+07 used; for 2 of 2 clients an expert does not fit that they have a slot for"
-    assert lines[-1] == told
+    assert lines[-1].startswith(told)
+    if answer.prices is not None:
+        worth = answer.sensitivity().without_at_most[0]
+        assert lines[-1] == f"{told}; no limit on it is worth {worth:.6g} at most (a bound by prices)"
     full = next(line for line in lines if line.startswith("x"))
     assert "full" in full
     endless = ResourceBudget("seconds", size=[1.0, 1.0, 1.0], budget=[np.inf, np.inf])
@@ -290,4 +442,6 @@ def test_schedules_that_break_bounds_are_not_explained():
     broken = by_somebody(problem, np.array([[True, False], [True, False]]), np.zeros(2))
     with pytest.raises(InputError, match="schedule: breaks 1 constraints"):
         broken.explain(0, 0)
+    with pytest.raises(InputError, match="schedule: breaks 1 constraints"):
+        broken.sensitivity()
     assert "worth" not in broken.summary()
