@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,9 @@ __all__ = ["SECONDS", "WEIGHTS", "Relaxed", "priced", "relax", "solve_soft"]
 
 #: What one place of each kind of bound counts; kinds that are left out are hard.
 WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "layer_min": 1.0, "load_min": 1.0, "load_max": 1.0}
-#: How long to look for the least relaxation where that is an integer program.
+#: How long to look for the least relaxation within budgets.
 SECONDS = 20.0
+_PROGRAM = 20_000  # pairs of an integer program whose engine still keeps its time limit
 _KINDS = ("min_experts", "layer_min", "load_min", "load_max", "capacity", "layer_max")
 
 
@@ -84,7 +86,7 @@ def relax(
         ``"capacity"`` and ``"layer_max"`` (raised); > 0. A kind that is not named is never touched. Weights count
         to a millionth of the largest one.
     seconds : float, default 20
-        Time limit of the integer programs that budgets need; without budgets there is none.
+        Time limit of the search that budgets need; without budgets there is none.
 
     Returns
     -------
@@ -120,12 +122,24 @@ def relax(
 
 
 def _relax_within_budgets(problem: AssignmentProblem, weights: Mapping[str, float], seconds: float) -> Relaxed:
-    from fedmoe_sched._elastic_program import relax_by_program  # which brings SciPy's matrices along
+    from fedmoe_sched._elastic_choices import relax_by_choices, takes  # which bring SciPy's matrices along
+    from fedmoe_sched._elastic_program import BudgetRelaxation, relax_by_program
 
-    found = relax_by_program(problem, weights, seconds)
-    if found.assignment is None:
-        return Relaxed(problem, (), math.inf, found.bound)
-    return _widened(problem, found.assignment, weights, found.bound)
+    def told(found: BudgetRelaxation) -> Relaxed:
+        if found.assignment is None:
+            return Relaxed(problem, (), math.inf, found.bound)
+        return _widened(problem, found.assignment, weights, found.bound)
+
+    if not takes(problem, weights):
+        return told(relax_by_program(problem, weights, seconds))
+    start = time.perf_counter()
+    relaxed = told(relax_by_choices(problem, weights, seconds))
+    left = seconds - (time.perf_counter() - start)
+    if relaxed.proved or left <= 0 or math.prod(problem.shape) > _PROGRAM:
+        return relaxed
+    other = told(relax_by_program(problem, weights, left))
+    best = min(relaxed, other, key=lambda each: each.total)
+    return dataclasses.replace(best, bound=max(relaxed.bound, other.bound))
 
 
 def _refuse_weights(weights: Mapping[str, float]) -> None:
