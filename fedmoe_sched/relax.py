@@ -28,7 +28,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.result import Relaxation, Schedule, Status
+from fedmoe_sched.result import Relaxation, Schedule, Status, StopReason
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits, Solver
 
@@ -213,13 +213,16 @@ def solve_soft(
     """
     limits = limits or Limits()
 
-    def answered(problem: AssignmentProblem) -> Schedule:
-        return solve(problem, solver, limits=limits, certify=certify, warm_start=warm_start)
+    def answered(problem: AssignmentProblem, time: float | None = limits.time) -> Schedule:
+        within = dataclasses.replace(limits, time=time)
+        return solve(problem, solver, limits=within, certify=certify, warm_start=warm_start)
 
-    if problem.budgets:  # whether bounds exclude one another is as hard a question as any
-        answer = answered(problem)
+    if problem.budgets and find_conflict(problem) is None:
+        # Whether bounds exclude one another is as hard a question as any: without a limit it might take for ever.
+        answer = answered(problem, SECONDS if limits.time is None else limits.time)
         if answer.pairs is not None and not answer.violations:
-            return answer
+            cut_short = limits.time is None and answer.stop_reason is StopReason.TIME_LIMIT
+            return answered(problem) if cut_short else answer
     relaxed = relax(problem, seconds=SECONDS if limits.time is None else limits.time)
     answer = answered(relaxed.problem)
     if answer.pairs is None and relaxed.assignment is not None:

@@ -279,3 +279,14 @@ def test_out_of_time_is_said():
     assert relaxed.bound < relaxed.total
     answer = Schedule(problem, "x", Status.FEASIBLE, StopReason.COMPLETED, relaxed_proved=False)
     assert answer.to_dict()["relaxed_proved"] is False
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 20.0])
+def test_without_a_time_limit_what_can_be_kept_is_solved_to_the_end(monkeypatch, seconds):
+    """A first look that is too short for an answer, or for its proof, is no answer."""
+    monkeypatch.setattr("fedmoe_sched.relax.SECONDS", seconds)
+    problem = generate("budgets", 60, 8)
+    answer = solve_soft(problem)
+    assert answer.status is Status.OPTIMAL
+    assert answer.relaxed == ()
+    assert answer.objective == pytest.approx(solve(problem, "milp-scipy").objective)
