@@ -23,14 +23,14 @@ from fedmoe_sched.solvers._budget_rows import Covers, budget_rows
 from fedmoe_sched.solvers._load_steps import engine_costs, step_columns
 from fedmoe_sched.solvers._matrix import Pairs, clipped_bounds, eligible_pairs
 
-__all__ = ["ProgramRelaxation", "relax_by_program"]
+__all__ = ["BudgetRelaxation", "relax_by_program"]
 
 _SHORTEST = 1.0  # seconds that the second program has, even if the first one was faster
 _INFEASIBLE = 2  # status of scipy.optimize.OptimizeResult
 
 
 @dataclass(frozen=True, eq=False)
-class ProgramRelaxation:
+class BudgetRelaxation:
     """What was found of the least total weight.
 
     Parameters
@@ -54,9 +54,7 @@ class _Family(NamedTuple):
     names: tuple[str, str]
 
 
-def relax_by_program(
-    problem: AssignmentProblem, weights: Mapping[str, float], seconds: float
-) -> ProgramRelaxation:
+def relax_by_program(problem: AssignmentProblem, weights: Mapping[str, float], seconds: float) -> BudgetRelaxation:
     """Find an assignment within budgets whose bounds give way by the least total weight, and of these the best.
 
     Parameters
@@ -75,19 +73,19 @@ def relax_by_program(
     without = least_relaxation(network, weights)
     program = _Program(problem, network, whole)
     if without is None or program.hopeless:
-        return ProgramRelaxation(None, np.inf)
+        return BudgetRelaxation(None, np.inf)
     program.bound_total(low=int(without.bound / unit - program.lost))  # else the engine goes on at its optimum
     least = program.solve(program.slack_costs, end - time.perf_counter())
     if least.infeasible:
-        return ProgramRelaxation(None, np.inf)
+        return BudgetRelaxation(None, np.inf)
     bound = float(max((program.lost + least.bound) * unit, without.bound))
     if least.assignment is None:
-        return ProgramRelaxation(None, bound)
+        return BudgetRelaxation(None, bound)
     program.bound_total(high=least.total)
     now = time.perf_counter()
     left = min(end - now, max(now - start, _SHORTEST))
     best = program.solve(program.objective(), left) if left > 0 else least
-    return ProgramRelaxation(least.assignment if best.assignment is None else best.assignment, bound)
+    return BudgetRelaxation(least.assignment if best.assignment is None else best.assignment, bound)
 
 
 class _Found(NamedTuple):

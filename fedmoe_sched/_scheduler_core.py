@@ -10,6 +10,7 @@ import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._clients import ClientTable, ClientUpdate
+from fedmoe_sched._copies import COPY_VARIABLES, copies_that_count
 from fedmoe_sched._fairness import fair_variables
 from fedmoe_sched._files import PathLike, read_archive, write_archive
 from fedmoe_sched._names import ExpertNames
@@ -62,7 +63,8 @@ class SchedulerCore:
         asked = {} if self._options.selection is None else SELECTION_VARIABLES
         fair = {} if self._options.fairness is None else fair_variables(self._options.fairness)
         layered = {} if self._options.layers is None else LAYER_VARIABLES
-        self._variables = Variables(m, {**self.variables, **asked, **fair, **layered})
+        copied = {} if self._options.max_staleness is None else COPY_VARIABLES
+        self._variables = Variables(m, {**self.variables, **asked, **fair, **layered, **copied})
         self._trained: IntArray = np.zeros(m, dtype=np.int64)
         self._round = 0
         self._prices: FloatArray | None = None
@@ -116,20 +118,28 @@ class SchedulerCore:
         """Return the experts that a client holds: those of the last round that it answered.
 
         A client that was away since still holds them. One that failed may have got the new ones or not: it holds
-        what is among the old and the new.
+        what is among the old and the new. With `max_staleness` those count that are not too old for the round that
+        is open or comes next.
 
         Raises
         ------
         InputError
             There is no such client.
         """
-        row = self._clients.held(np.array([self._clients.number(client)]))[0]
+        row = self._copies(np.array([self._clients.number(client)]))[0]
         return [self.experts[j] for j in np.flatnonzero(row).tolist()]
 
     def _held(self, clients: Sequence[Hashable]) -> BoolArray | None:
         """Return what clients hold, shape (k, m), for `schedule`; None where it costs nothing to switch."""
         costs = np.any(self._options.switching_cost)
-        return self._clients.held(self._clients.numbers(clients)) if costs else None
+        return self._copies(self._clients.numbers(clients)) if costs else None
+
+    def _copies(self, rows: IntArray) -> BoolArray:
+        """Return the experts that clients (-1: a new one) need not be sent; shape (k, m)."""
+        oldest = self._options.max_staleness
+        if oldest is None:
+            return self._clients.held(rows)
+        return copies_that_count(self._variables, rows, self._round + 1, oldest)
 
     def round_seed(self) -> int:
         """Return the seed of the round that is open or comes next; >= 0 and < 2**31."""
@@ -179,7 +189,7 @@ class SchedulerCore:
         """Return what a plan sends anew, for the record of its round."""
         pairs = answer.pairs
         assert pairs is not None
-        fresh = ~self._clients.held(self._clients.numbers(clients))[pairs.clients, pairs.indices]
+        fresh = ~self._copies(self._clients.numbers(clients))[pairs.clients, pairs.indices]
         paid = switching_paid(pairs, fresh, np.asarray(self._options.switching_cost))
         return {"experts_resent": int(fresh.sum()), "switching_paid": paid}
 

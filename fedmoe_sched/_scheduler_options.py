@@ -75,6 +75,7 @@ class SchedulerOptions:
     fairness: Any = None
     layers: Any = None
     soft: bool = False
+    max_staleness: int | None = None
 
     def __post_init__(self) -> None:
         m = self.n_experts
@@ -93,6 +94,8 @@ class SchedulerOptions:
             "soft": bool(self.soft),
             "solver": _solver_from_plain(self.solver) if isinstance(self.solver, Mapping) else self.solver,
         }
+        if self.max_staleness is not None:
+            plain["max_staleness"] = count_option("max_staleness", self.max_staleness, 0)
         for name in ("load_min", "load_max"):
             bound = getattr(self, name)
             if bound is not None:

@@ -4,7 +4,7 @@ A deletion filter (Chinneck, *Feasibility and Infeasibility in Optimization*, 20
 out in turn, and stay out where the others still exclude one another. What is needed beside more bounds is needed
 beside fewer, so that one pass is enough. Clients that are alike are left out together: how many of a group are
 needed is found by bisection. With layers and budgets `fedmoe_sched._bound_filter` does it bound by bound; whether
-bounds can be met within budgets is asked of an integer program.
+bounds can be met within budgets is asked of a backend.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from fedmoe_sched.solver import Limits
 
 __all__ = ["minimal_conflict"]
 
+_MANY = 20  # clients, two per expert: column generation sees sooner than an integer program what is possible
+_OF_CLIENTS = ("min_experts", "layer_min")
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -45,8 +47,8 @@ def minimal_conflict(problem: AssignmentProblem, conflict: Conflict, *, seconds:
     -------
     Conflict
         With `bounds`, none of which can be left out where it is `minimal`. Where experts starve, `clients` are all
-        that could train one of them. A conflict within budgets that is no cut of the network, but what an integer
-        program says, is of kind ``"budgets"``.
+        that could train one of them, and those that cannot for bounds of their own. A conflict within budgets that
+        is no cut of the network, but what a search says, is of kind ``"budgets"``.
     """
     deadline = time.perf_counter() + seconds
     if problem.layers is None and conflict.kind != "budgets":
@@ -87,7 +89,8 @@ def _excludes(problem: AssignmentProblem, deadline: float) -> bool:
         raise OutOfTimeError
     limits = Limits(time=left)
     anything = problem.replace(desirability=np.zeros(problem.shape, dtype=np.float16), load_penalty=None)
-    backend, _ = get_solver("milp-scipy", anything)
+    many = problem.layers is None and problem.n_clients >= max(_MANY, 2 * problem.n_experts)
+    backend, _ = get_solver("lagrangian" if many else "milp-scipy", anything)
     model = backend.build(anything, limits, None)
     backend.run(model, limits)
     answer = backend.read(model)
@@ -100,7 +103,9 @@ def _worded(problem: AssignmentProblem, bounds: tuple[Bound, ...]) -> Conflict:
     """Put bounds into words; `problem` has no others."""
     conflict = find_conflict(problem)
     if conflict is not None:
-        return dataclasses.replace(conflict, bounds=bounds)
+        # Those that can train none of the experts may be so because of their bounds.
+        bound = {one.number for one in bounds if one.kind in _OF_CLIENTS}
+        return dataclasses.replace(conflict, clients=tuple(sorted(bound.union(conflict.clients))), bounds=bounds)
     parts = []
     for kind, what, labels in (
         ("min_experts", "client", problem.client_labels),
@@ -117,7 +122,7 @@ def _worded(problem: AssignmentProblem, bounds: tuple[Bound, ...]) -> Conflict:
     )
     clients, experts = (
         tuple(sorted({bound.number for bound in bounds if bound.kind in kinds}))
-        for kinds in (("min_experts", "layer_min"), ("load_min", "load_max"))
+        for kinds in (_OF_CLIENTS, ("load_min", "load_max"))
     )
     return Conflict("budgets", clients, experts, 0, 0, message, bounds)
 

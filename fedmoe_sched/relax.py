@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.result import Relaxation, Schedule, Status
+from fedmoe_sched.result import Relaxation, Schedule, Status, StopReason
 from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits, Solver
 
@@ -35,8 +36,9 @@ __all__ = ["SECONDS", "WEIGHTS", "Relaxed", "priced", "relax", "solve_soft"]
 
 #: What one place of each kind of bound counts; kinds that are left out are hard.
 WEIGHTS: Mapping[str, float] = {"min_experts": 1.0, "layer_min": 1.0, "load_min": 1.0, "load_max": 1.0}
-#: How long to look for the least relaxation where that is an integer program.
+#: How long to look for the least relaxation within budgets.
 SECONDS = 20.0
+_PROGRAM = 20_000  # pairs of an integer program whose engine still keeps its time limit
 _KINDS = ("min_experts", "layer_min", "load_min", "load_max", "capacity", "layer_max")
 
 
@@ -84,7 +86,7 @@ def relax(
         ``"capacity"`` and ``"layer_max"`` (raised); > 0. A kind that is not named is never touched. Weights count
         to a millionth of the largest one.
     seconds : float, default 20
-        Time limit of the integer programs that budgets need; without budgets there is none.
+        Time limit of the search that budgets need; without budgets there is none.
 
     Returns
     -------
@@ -120,12 +122,24 @@ def relax(
 
 
 def _relax_within_budgets(problem: AssignmentProblem, weights: Mapping[str, float], seconds: float) -> Relaxed:
-    from fedmoe_sched._elastic_program import relax_by_program  # which brings SciPy's matrices along
+    from fedmoe_sched._elastic_choices import relax_by_choices, takes  # which bring SciPy's matrices along
+    from fedmoe_sched._elastic_program import BudgetRelaxation, relax_by_program
 
-    found = relax_by_program(problem, weights, seconds)
-    if found.assignment is None:
-        return Relaxed(problem, (), math.inf, found.bound)
-    return _widened(problem, found.assignment, weights, found.bound)
+    def told(found: BudgetRelaxation) -> Relaxed:
+        if found.assignment is None:
+            return Relaxed(problem, (), math.inf, found.bound)
+        return _widened(problem, found.assignment, weights, found.bound)
+
+    if not takes(problem, weights):
+        return told(relax_by_program(problem, weights, seconds))
+    start = time.perf_counter()
+    relaxed = told(relax_by_choices(problem, weights, seconds))
+    left = seconds - (time.perf_counter() - start)
+    if relaxed.proved or left <= 0 or math.prod(problem.shape) > _PROGRAM:
+        return relaxed
+    other = told(relax_by_program(problem, weights, left))
+    best = min(relaxed, other, key=lambda each: each.total)
+    return dataclasses.replace(best, bound=max(relaxed.bound, other.bound))
 
 
 def _refuse_weights(weights: Mapping[str, float]) -> None:
@@ -199,13 +213,16 @@ def solve_soft(
     """
     limits = limits or Limits()
 
-    def answered(problem: AssignmentProblem) -> Schedule:
-        return solve(problem, solver, limits=limits, certify=certify, warm_start=warm_start)
+    def answered(problem: AssignmentProblem, time: float | None = limits.time) -> Schedule:
+        within = dataclasses.replace(limits, time=time)
+        return solve(problem, solver, limits=within, certify=certify, warm_start=warm_start)
 
-    if problem.budgets:  # whether bounds exclude one another is as hard a question as any
-        answer = answered(problem)
+    if problem.budgets and find_conflict(problem) is None:
+        # Whether bounds exclude one another is as hard a question as any: without a limit it might take for ever.
+        answer = answered(problem, SECONDS if limits.time is None else limits.time)
         if answer.pairs is not None and not answer.violations:
-            return answer
+            cut_short = limits.time is None and answer.stop_reason is StopReason.TIME_LIMIT
+            return answered(problem) if cut_short else answer
     relaxed = relax(problem, seconds=SECONDS if limits.time is None else limits.time)
     answer = answered(relaxed.problem)
     if answer.pairs is None and relaxed.assignment is not None:

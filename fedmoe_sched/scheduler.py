@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
 from fedmoe_sched._clients import ClientUpdate, as_client_update, as_client_updates
+from fedmoe_sched._copies import learned_copies
 from fedmoe_sched._fairness import gains, learned_fairness, selected_fairly
 from fedmoe_sched._names import check_names
 from fedmoe_sched._scheduler_core import SchedulerCore
@@ -75,6 +76,9 @@ class Scheduler(SchedulerCore):
         ``oort_utility``. None plans all.
     switching_cost : float or array_like of shape (m,), default 0.0
         As in `fedmoe_sched.schedule`, for experts that `held_by` does not name.
+    max_staleness : int, optional
+        Rounds up to which what a client holds counts as held though others have changed the expert since, 0 or
+        more: where older copies are sent anew, `switching_cost` is paid for them. None is no limit.
     fairness : FairnessOptions or mapping of its fields, optional
         What clients and experts are guaranteed over time: who is owed gains fitness for the plan, and goes first
         in a `selection`. It bites where clients compete: with a selection, or with ``fill=False`` and load bounds.
@@ -125,6 +129,7 @@ class Scheduler(SchedulerCore):
         fairness: FairnessOptions | Mapping[str, Any] | None = None,
         layers: ExpertLayers | Mapping[str, Any] | None = None,
         soft: bool = False,
+        max_staleness: int | None = None,
     ) -> None:
         super().__init__(
             experts,
@@ -150,6 +155,7 @@ class Scheduler(SchedulerCore):
             fairness=fairness,
             layers=layers,
             soft=soft,
+            max_staleness=max_staleness,
         )
 
     def add_client(
@@ -441,6 +447,9 @@ class Scheduler(SchedulerCore):
             variables |= learned_selection(self._variables, opened.clients, reports, self._round + 1)
         if self._options.fairness is not None:
             variables |= learned_fairness(self._variables, opened, reports, self._options.fairness)
+        if self._options.max_staleness is not None:
+            oldest = self._options.max_staleness
+            variables |= learned_copies(self._variables, opened, reports, self._round + 1, oldest)
         trained = reports.answered & (opened.pairs.counts > 0)
         self._variables.put(variables)
         self._usage.update(work)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fedmoe_sched.solvers._budget_dual import Clients, Dual
 
-__all__ = ["Generated", "generate"]
+__all__ = ["Generated", "Pool", "generate"]
 
 _SAMPLE, _FEWER = 10, 6  # clients per expert of the smallest problem, and how much smaller each is than the next
 _TRIES = 4  # prices around the first ones, whose choices start a problem
@@ -31,6 +31,7 @@ _ROUNDING = 1e-9
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Choices = npt.NDArray[np.int8]
+Pool = tuple[Ints, Choices]
 
 
 class Generated(NamedTuple):
@@ -44,15 +45,22 @@ class Generated(NamedTuple):
         Of the pairs in the last linear program, or the choices at the best prices if there was no time for any.
     infeasible : bool
         Whether no assignment keeps all bounds.
+    pool : tuple of ndarray, shape (k,) and (k, m)
+        All choices that were generated: the client and the experts of each.
     """
 
     dual: Dual
     shares: Floats
     infeasible: bool
+    pool: Pool
 
 
 def generate(
-    clients: Clients, random: np.random.Generator, left: Callable[[], float], known: Floats | None = None
+    clients: Clients,
+    random: np.random.Generator,
+    left: Callable[[], float],
+    known: Floats | None = None,
+    pool: Pool | None = None,
 ) -> Generated:
     """Find prices and shares of choices: for samples of the clients first, each larger than the one before.
 
@@ -64,6 +72,8 @@ def generate(
         Returns the seconds that are left.
     known : ndarray, shape (m,), or None
         Prices of a similar problem.
+    pool : tuple of ndarray, shape (k,) and (k, m), or None
+        Choices of the same clients, all possible, to start with: those of a problem that differs in gains only.
 
     Returns
     -------
@@ -81,7 +91,8 @@ def generate(
         if prices.any():
             spread = _SPREAD * max(float(np.abs(prices).mean()), 1e-3 * scale) * math.sqrt(m / size)
         some = clients if size == n else clients.sample(np.sort(order[:size]))
-        found = _Problem(some, prices, spread, random, left).solve(_CLOSE if size == n else _CLOSE_ENOUGH)
+        start = pool if size == n else None
+        found = _Problem(some, prices, spread, random, left, start).solve(_CLOSE if size == n else _CLOSE_ENOUGH)
         prices = found.dual.prices
     return found
 
@@ -100,6 +111,7 @@ class _Problem:
         spread: float,
         random: np.random.Generator,
         left: Callable[[], float],
+        pool: Pool | None,
     ) -> None:
         self.clients, self.left = clients, left
         self.owners, self.choices = [np.zeros(0, dtype=np.int64)], [np.zeros((0, len(prices)), dtype=np.int8)]
@@ -110,6 +122,8 @@ class _Problem:
         self._lowest = np.where(free | (clients.load_min > 0), -np.inf, 0.0)
         self._highest = np.where(free | (clients.load_max < len(clients.gain)), np.inf, 0.0)
         self.best, self._wanted = Dual.at(clients, prices.clip(self._lowest, self._highest))
+        if pool is not None:
+            self._append(*pool)
         self._add(self._wanted)
         self._master.add_loads(prices)
         for _ in range(_TRIES):
@@ -133,11 +147,11 @@ class _Problem:
                 break
             self._box[program.at_border] *= _WIDER
         shares = self._wanted.astype(np.float64)
+        owners, choices = np.concatenate(self.owners), np.concatenate(self.choices)
         if program is not None:
-            owners, choices = np.concatenate(self.owners), np.concatenate(self.choices)
             shares, known = np.zeros(self.clients.gain.shape), len(program.shares)
             np.add.at(shares, owners[:known], choices[:known] * program.shares[:, None])
-        return Generated(self.best, shares, self._is_infeasible())
+        return Generated(self.best, shares, self._is_infeasible(), (owners, choices))
 
     def _least_worth(self) -> float:
         """Return what any choices of the clients are worth at least, whatever the loads."""
@@ -162,15 +176,18 @@ class _Problem:
         return self._add(chosen) + self._master.add_loads(prices)
 
     def _add(self, chosen: Choices) -> int:
-        packed = np.packbits(chosen, axis=1)
-        fresh = []
-        for i in np.flatnonzero(chosen.any(axis=1)).tolist():
-            key = (i, packed[i].tobytes())
+        some = np.flatnonzero(chosen.any(axis=1))
+        return self._append(some, chosen[some])
+
+    def _append(self, owners: Ints, choices: Choices) -> int:
+        packed, fresh = np.packbits(choices, axis=1), []
+        for at, i in enumerate(owners.tolist()):
+            key = (i, packed[at].tobytes())
             if key not in self._seen:
                 self._seen.add(key)
-                fresh.append(i)
-        self.owners.append(np.array(fresh, dtype=np.int64))
-        self.choices.append(chosen[fresh])
+                fresh.append(at)
+        self.owners.append(owners[fresh])
+        self.choices.append(choices[fresh])
         self._master.add(self.owners[-1], self.choices[-1])
         return len(fresh)
 

@@ -131,8 +131,13 @@ def _choose(clients: Clients, dual: Dual, limit: float, known: Mask | None, seco
     owners = np.repeat(np.arange(n), np.diff(starts))
     if known is not None:
         bits, owners = np.concatenate([bits, known]), np.concatenate([owners, np.arange(n)])
-    if len(np.unique(owners)) < n:
-        return Chosen(None, math.inf)
+    rest = np.setdiff1d(np.arange(n), owners)
+    if len(rest):  # too many choices are nearly best: the one that was found best
+        best = Dual.at(clients.sample(rest), dual.prices)[1].astype(np.bool_)
+        enough = best.sum(axis=1) >= clients.least[rest]
+        bits, owners = np.concatenate([bits, best[enough]]), np.concatenate([owners, rest[enough]])
+        if not enough.all():
+            return Chosen(None, math.inf)
     worth = np.where(bits, clients.gain[owners], 0.0).sum(axis=1)
     k, steps = len(owners), _steps(clients, dual.prices, limit, known)
     one = csr_array((np.ones(k), (owners, np.arange(k))), shape=(n, k + len(steps.experts)))

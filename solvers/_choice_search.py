@@ -15,7 +15,7 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.solver import Limits
 from fedmoe_sched.solvers._budget_dual import Clients, Relaxation
 from fedmoe_sched.solvers._budget_search import Search
-from fedmoe_sched.solvers._choice_master import Generated, generate
+from fedmoe_sched.solvers._choice_master import Generated, Pool, generate
 from fedmoe_sched.solvers._choice_program import choose
 from fedmoe_sched.solvers._recombination import Parts
 
@@ -41,7 +41,15 @@ def load_kernels() -> None:
 
 @dataclass(eq=False)
 class ChoiceSearch(Search):
-    """A search that starts from the linear program in choices; see `Search`."""
+    """A search that starts from the linear program in choices; see `Search`.
+
+    Parameters
+    ----------
+    pool : tuple of ndarray, or None
+        Choices to start with, see `generate`; after `price` all that were generated.
+    """
+
+    pool: Pool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +60,8 @@ class ChoiceSearch(Search):
         """Find prices and their bound; return whether they leave an assignment possible."""
         if not np.isfinite(self.clients.gain).any():
             return super().price(prices)
-        found = self._generate(self.clients, self.left(_GENERATING), prices)
+        found = self._generate(self.clients, self.left(_GENERATING), prices, self.pool)
+        self.pool = found.pool
         self.dual = found.dual.estimate(self.clients)
         largest = np.abs(self.clients.gain).max(where=np.isfinite(self.clients.gain), initial=0.0)
         self._limit = _NARROW * max(abs(self.dual.bound), float(largest))
@@ -64,9 +73,15 @@ class ChoiceSearch(Search):
         found = self._generate(Clients.of(problem), seconds, self.dual.prices)
         return Relaxation(found.dual.prices, self.dual.multipliers, found.shares)
 
-    def _generate(self, clients: Clients, seconds: float, prices: npt.NDArray[np.float64] | None) -> Generated:
+    def _generate(
+        self,
+        clients: Clients,
+        seconds: float,
+        prices: npt.NDArray[np.float64] | None,
+        pool: Pool | None = None,
+    ) -> Generated:
         end = self.left() - seconds
-        return generate(clients, self.random, lambda: self.left() - end, prices)
+        return generate(clients, self.random, lambda: self.left() - end, prices, pool)
 
     def improve(self) -> bool:
         """Find answers and try to prove them; return False if there is none."""

@@ -154,13 +154,10 @@ def test_cbc_does_not_cut_off_the_optimum(seed, penalised):
     assert solve(problem, "ilp-pulp").objective == pytest.approx(solve(problem, "milp-scipy").objective, rel=1e-9)
 
 
-def test_auto_takes_an_integer_program_for_budgets_with_layers():
+def test_auto_takes_the_backend_for_budgets_with_layers_too():
     answer = solve(PROBLEM.replace(layers=ExpertLayers([0, 0, 1], layer_max=1)), certify=True)
-    assert answer.solver == "milp-scipy"
-    assert answer.solver_reason == (
-        "2 x 3 with budgets and layers: fastest exact backend that can be used here "
-        "(lagrangian does not take layers)"
-    )
+    assert answer.solver == "lagrangian"
+    assert answer.solver_reason == "2 x 3 with budgets and layers: fastest exact backend"
 
 
 def test_bound_is_exact_where_sizes_are_whole_numbers():

@@ -25,7 +25,9 @@ from fedmoe_sched import (
 )
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import objective, violations
+from fedmoe_sched.solvers import _choice_program
 from fedmoe_sched.solvers._budget_dual import Clients, Dual
+from fedmoe_sched.solvers._choice_kernels import list_near
 from fedmoe_sched.solvers._choice_master import generate
 from fedmoe_sched.solvers._choice_program import choose
 
@@ -208,3 +210,36 @@ def test_too_little_room_for_many_clients_is_infeasible():
     problem = contended(60, 6, exactly=40)
     assert solve(problem, "milp-scipy").status is Status.INFEASIBLE
     assert solve(problem, "lagrangian").status is Status.INFEASIBLE
+
+
+def test_choices_of_another_objective_are_a_start():
+    """With all of them there is nothing left to generate but what the scores of the second problem ask for."""
+    problem = contended(120, 8)
+    first = generated(Clients.of(problem.replace(desirability=0.5 * problem.desirability)))
+    clients = Clients.of(problem)
+    alone, helped = (
+        generated(clients),
+        generate(clients, np.random.default_rng(0), lambda: 60.0, 2.0 * first.dual.prices, first.pool),
+    )
+    assert helped.dual.bound == pytest.approx(alone.dual.bound, rel=1e-6)
+    owners, choices = helped.pool
+    known = {(owner, choice.tobytes()) for owner, choice in zip(*first.pool, strict=True)}
+    assert known <= {(owner, choice.tobytes()) for owner, choice in zip(owners, choices, strict=True)}
+    assert len(owners) < len(alone.pool[0]) + len(first.pool[0])
+
+
+def test_clients_with_too_many_nearly_best_choices_have_their_best_one():
+    problem = contended(40, 10, step=10.0)  # all scores are 0: every choice is as good as any
+    clients = Clients.of(problem.replace(load_min=0, load_max=40, capacity=6))
+    dual = Dual.at(clients, np.full(10, -1e-3))[0]
+    listed = list_near(
+        clients.gain, clients.size, clients.least, clients.most, clients.units, clients.budgets, dual.prices,
+        dual.worth, 1.0, 1,
+    )  # fmt: skip
+    assert (np.diff(listed[1]) == 0).any()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_choice_program, "_EACH", 1)
+        found = choose(clients, dual, 1.0, None, 30.0)
+    assert found.held is not None
+    assert found.bound == math.inf
+    assert (found.held.sum(axis=1) > 0).all()

@@ -206,6 +206,23 @@ def test_stale_copies_resume_and_spread_over_workers_bit_for_bit(plain, tmp_path
     assert sum(record["bytes_saved"] for record in whole.records) > 0
 
 
+@pytest.mark.parametrize("oldest", [0, 1, 3])
+def test_a_policy_that_is_told_the_age_counts_what_is_sent(tmp_path, oldest):
+    settings = (
+        {"clients.cache": "stale", "clients.max_staleness": oldest} if oldest else {"clients.cache": "current"}
+    )
+    config = small(
+        **settings,
+        **{"policy_options": {"switching_cost": 0.2, "max_staleness": oldest}, "rounds": 6},
+        **{"devices.source": "synthetic", "devices.expert_bytes": 4e6, "devices.shared_bytes": 1e6},
+    )
+    records = run_training(config, tmp_path / "run").records
+    for record in records:
+        shared = 1e6 * record["planned"]
+        assert record["experts_resent"] * 4e6 == record["bytes_down"] - shared
+    assert sum(record["bytes_saved"] for record in records) > 0
+
+
 def test_bytes_and_seconds_of_clients_that_never_change(tmp_path):
     """Six clients, two experts of three clients each, copies up to a round old: every second round sends none."""
     config = small(

@@ -11,6 +11,7 @@ from test_feasibility import grouped, recount
 
 from fedmoe_sched import AssignmentProblem, ExpertLayers, ResourceBudget, Status, solve
 from fedmoe_sched.feasibility import budget_conflict, find_conflict
+from fedmoe_sched.instances import generate
 from fedmoe_sched.minimal_conflict import minimal_conflict
 
 
@@ -90,6 +91,14 @@ def test_every_bound_is_needed_with_layers_and_budgets(problem):
         assert_every_bound_is_needed(problem, answer.conflict)
 
 
+def test_clients_that_their_layers_keep_away_are_named():
+    """Both clients have one place, and must give it to the other layer: nobody is left for expert 1."""
+    layers = ExpertLayers([1, 0], [0, 1], [1, 1])
+    conflict = solve(AssignmentProblem(np.ones((2, 2)), 1, load_min=[0, 1], layers=layers)).conflict
+    assert list(map(str, conflict.bounds)) == ["load_min[1]", "layer_min[0, 1]", "layer_min[1, 1]"]
+    assert (conflict.clients, conflict.experts) == ((0, 1), (1,))
+
+
 def test_clients_of_one_layer_alone_are_named():
     """Of two layers the second one has two places for five clients: three of them are one too many."""
     layers = ExpertLayers([0, 0, 1, 1], [1, 1], [2, 1])
@@ -166,6 +175,24 @@ def test_pairs_that_budgets_exclude_are_part_of_it():
     answer = solve(AssignmentProblem(np.ones((2, 3)), 2, load_min=[1, 0, 2], budgets=[memory]), "milp-scipy")
     assert answer.status is Status.INFEASIBLE
     assert answer.conflict.message == "expert 0 needs 1 clients (load_min), only 0 eligible slots reach it"
+
+
+def test_every_bound_of_many_clients_is_needed_within_budgets():
+    problem = generate("budgets", 100, 8, seed=6)
+    problem = problem.replace(load_min=(0.75 * problem.load_max).astype(int))
+    assert find_conflict(problem) is None
+    conflict = minimal_conflict(problem, budget_conflict(problem, "lagrangian"), seconds=60.0)
+    assert conflict.minimal
+    assert {bound.kind for bound in conflict.bounds} == {"load_min"}
+    wanted = [bound.number for bound in conflict.bounds]
+
+    def possible(experts):
+        kept = np.where(np.isin(np.arange(8), experts), problem.load_min, 0)
+        alone = problem.replace(load_min=kept, load_max=100, min_experts=0)
+        return solve(alone, "milp-scipy").status is Status.OPTIMAL
+
+    assert not possible(wanted)
+    assert all(possible([j for j in wanted if j != out]) for out in wanted)
 
 
 def test_out_of_time_within_budgets_is_said():

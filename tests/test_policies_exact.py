@@ -211,6 +211,33 @@ class TestFedAmole:
         assert_unchanged(policy, before)
         assert make_policy("fedamole", 3, strict=False, clients_per_expert=2, **options).plan(clients).relaxed
 
+    def test_every_layer_is_a_module_of_its_own(self):
+        """Four clients, one expert of each layer: two clients for each of the first two, four for the last one."""
+        layers = {"layer_of": [0, 0, 1], "layer_min": 1, "layer_max": 1}
+        rows = {"a": [0.9, 0.8, 0.1], "b": [0.9, 0.2, 0.1], "c": [0.8, 0.1, 0.1], "d": [0.3, 0.2, 0.1]}
+        answer = ready(FedAmolePolicy, rows, default_capacity=2, layers=layers).plan([*"abcd"])
+        assert answer.loads.tolist() == [2, 2, 4]
+        assert answer.experts_by_client() == {"a": [1, 2], "b": [0, 2], "c": [0, 2], "d": [1, 2]}
+        assert answer.relaxed == ()
+
+    def test_layers_that_clients_must_keep_give_an_expert_more_than_its_number(self):
+        layers = {"layer_of": [0, 0, 1], "layer_min": 1}
+        options = {"clients_per_expert": 1, "default_capacity": 2, "layers": layers}
+        answer = ready(FedAmolePolicy, **options).plan([*"abc"])
+        assert [r.bound for r in answer.relaxed] == ["load_max"] * len(answer.relaxed)
+        assert sum(r.used - r.asked for r in answer.relaxed) == 3  # 6 places for 3
+        assert answer.loads[2] == 3
+        with pytest.raises(InfeasibleError, match="must take"):
+            ready(FedAmolePolicy, **options, strict=True).plan([*"abc"])
+
+    @pytest.mark.parametrize("name", ["min_experts", "max_experts"])
+    def test_layers_say_how_many_experts_a_client_has(self, name, tmp_path):
+        layers = {"layer_of": [0, 0, 1], "layer_min": 1}
+        with pytest.raises(InputError, match=f"{name} = 2: layer_min and layer_max say that"):
+            make_policy("fedamole", 3, layers=layers, default_capacity=2, **{name: 2})
+        make_policy("fedamole", 3, layers=layers, default_capacity=2).save(tmp_path / "state")
+        assert load_policy(tmp_path / "state").plan(range(4)).loads.tolist() == [2, 2, 4]
+
     def test_strict_and_soft_exclude_one_another(self):
         with pytest.raises(InputError, match="soft = True: excludes strict = True"):
             make_policy("fedamole", 3, strict=True, soft=True)
@@ -316,6 +343,43 @@ def test_relaxed_degrees_are_the_most_even_and_then_the_most_relevant(case, plac
     used = np.minimum(answer.pairs.counts, least)
     assert (used.sum(), -(used**2).sum()) == best[:2]
     assert answer.objective == pytest.approx(best[2], rel=1e-9, abs=1e-12)
+
+
+@given(rounds(most_clients=4, most_experts=3), st.none() | st.integers(1, 3), st.data())
+@settings(max_examples=60, deadline=None)
+def test_layers_are_kept_and_experts_relaxed_by_the_fewest_places(case, places, data):
+    """Against every assignment: no expert has more than its number where there is another way."""
+    capacity, eligible, fitness = case
+    n, m = fitness.shape
+    layer_of = np.sort(data.draw(st.lists(st.integers(0, 1), min_size=m, max_size=m)))
+    layer_of -= layer_of.min()
+    groups = layer_of.max() + 1
+    high = np.array([[data.draw(st.integers(0, 2)) for _ in range(groups)] for _ in range(n)])
+    low = np.array([[data.draw(st.integers(0, h)) for h in row] for row in high])
+    policy = FedAmolePolicy(m, clients_per_expert=places, layers={"layer_of": layer_of.tolist()})
+    for i, row in enumerate(fitness):
+        policy.add_client(
+            i, fitness=row, eligible=np.flatnonzero(eligible[i]).tolist(), capacity=int(capacity[i]),
+            layer_min=low[i], layer_max=high[i],
+        )  # fmt: skip
+    answer = policy.plan(range(n))
+    problem = answer.problem
+    asked = {r.expert: r.asked for r in answer.relaxed}
+    wanted = np.array([asked.get(j, problem.load_min[j]) for j in range(m)])
+    assert (wanted == places).all() if places else all(len({*wanted[layer_of == g]}) == 1 for g in range(groups))
+    every = (np.arange(2 ** (n * m))[:, None] >> np.arange(n * m) & 1).astype(bool).reshape(-1, n, m)
+    within = np.stack([every[:, :, layer_of == g].sum(axis=2) for g in range(groups)], axis=2)
+    lowest, highest = problem.layers.bounds_of(slice(0, n), n)
+    fits = (every.sum(axis=2) <= problem.capacity).all(axis=1) & ~(every & ~eligible).any(axis=(1, 2))
+    fits &= ((within >= lowest) & (within <= highest)).all(axis=(1, 2))
+    loads = every[fits].sum(axis=1)
+    short, over = (np.maximum(0, d).sum(axis=1) for d in (wanted - loads, loads - wanted))
+    moved = sum(abs(r.asked - r.used) for r in answer.relaxed)
+    assert any(r.bound == "load_max" for r in answer.relaxed) <= (over > 0).all()
+    assert moved == (short[over == 0].min() if (over == 0).any() else (short + over).min())
+    allowed = ((loads >= problem.load_min) & (loads <= problem.load_max)).all(axis=1)
+    best = (every[fits][allowed] * fitness).sum(axis=(1, 2)).max()
+    assert answer.objective == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
 @given(rounds(), st.sampled_from([0.0, 0.25, 1.0]), st.integers(0, 9))

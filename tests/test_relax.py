@@ -20,10 +20,15 @@ from fedmoe_sched import (
     Schedule,
     Status,
     StopReason,
+    _elastic_choices,
     schedule,
     solve,
 )
+from fedmoe_sched._elastic_program import BudgetRelaxation, relax_by_program
+from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import objective, violations
 from fedmoe_sched.feasibility import find_conflict
+from fedmoe_sched.instances import generate
 from fedmoe_sched.relax import priced, relax, solve_soft
 
 KINDS = ("min_experts", "load_min", "load_max", "capacity", "layer_min", "layer_max")
@@ -214,6 +219,42 @@ def test_budgets_are_kept_and_the_relaxation_is_least_and_the_best(problem, weig
     check_least_and_best(problem, weights)
 
 
+def scarce(n_clients: int, n_experts: int, seed: int) -> AssignmentProblem:
+    """Ask for more than the budgets allow: two experts for each client, and nearly as many places as there are."""
+    problem = generate("budgets", n_clients, n_experts, seed=seed)
+    return problem.replace(
+        load_min=(0.9 * problem.load_max).astype(int), min_experts=np.minimum(problem.capacity, 2)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_of_many_clients_need_as_little_as_the_integer_program(seed):
+    problem, weights = scarce(40, 6, seed), {"min_experts": 1.0, "load_min": 2.0, "load_max": 1.5}
+    relaxed = relax(problem, weights)
+    assert relaxed.proved
+    program = relax_by_program(problem, weights, 60.0)
+    assert relaxed.bound == pytest.approx(program.bound)
+    assert relaxed.total == pytest.approx(program.bound)
+    assert not violations(relaxed.problem, relaxed.assignment)
+    assert objective(problem, relaxed.assignment) >= objective(problem, program.assignment) - 1e-6
+
+
+def test_least_total_of_hundreds_of_clients_is_proved_within_budgets():
+    relaxed = relax(scarce(300, 12, 0))
+    assert relaxed.proved
+    assert relaxed.total == 18
+    assert not violations(relaxed.problem, relaxed.assignment)
+
+
+def test_what_choices_leave_open_is_asked_of_the_integer_program(monkeypatch):
+    memory = ResourceBudget("memory", [3.0, 2.0], [4.0, 4.0])
+    problem = AssignmentProblem([[0.9, 0.5], [0.8, 0.1]], 2, load_min=[1, 2], budgets=[memory])
+    poor = Assignment.from_pairs([], [], problem.shape)
+    monkeypatch.setattr(_elastic_choices, "relax_by_choices", lambda *_: BudgetRelaxation(poor, 0.0))
+    relaxed = relax(problem)
+    assert (relaxed.total, relaxed.bound) == (1, 1)
+
+
 def test_budgets_by_hand():
     """Both experts together are too large: each client can serve one, and three places are asked for."""
     memory = ResourceBudget("memory", [3.0, 2.0], [4.0, 4.0])
@@ -238,3 +279,14 @@ def test_out_of_time_is_said():
     assert relaxed.bound < relaxed.total
     answer = Schedule(problem, "x", Status.FEASIBLE, StopReason.COMPLETED, relaxed_proved=False)
     assert answer.to_dict()["relaxed_proved"] is False
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 20.0])
+def test_without_a_time_limit_what_can_be_kept_is_solved_to_the_end(monkeypatch, seconds):
+    """A first look that is too short for an answer, or for its proof, is no answer."""
+    monkeypatch.setattr("fedmoe_sched.relax.SECONDS", seconds)
+    problem = generate("budgets", 60, 8)
+    answer = solve_soft(problem)
+    assert answer.status is Status.OPTIMAL
+    assert answer.relaxed == ()
+    assert answer.objective == pytest.approx(solve(problem, "milp-scipy").objective)

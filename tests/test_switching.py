@@ -259,9 +259,51 @@ def test_a_client_holds_its_experts_while_it_is_away_and_what_failed_only_if_it_
         scheduler.held_by("c")
 
 
-def test_what_is_held_and_the_cost_survive_the_file(tmp_path):
+@pytest.mark.parametrize(("oldest", "counts"), [(0, [0, 0, 0, 0]), (1, [1, 0, 1, 0]), (2, [1, 1, 0, 1])])
+def test_copies_that_others_have_changed_count_for_so_many_rounds(oldest, counts):
+    """Two clients of one expert: it is sent, goes on from the copy for some rounds, and is sent again."""
+    scheduler = Scheduler(1, balance=None, switching_cost=0.1, max_staleness=oldest)
+    resent = [one_round(scheduler, ["a", "b"])[1].experts_resent for _ in range(5)]
+    assert resent == [2, *(0 if count else 2 for count in counts)]
+
+
+def test_a_copy_is_the_expert_where_its_client_alone_trained_it():
+    scheduler = Scheduler(2, balance=None, usage_weight=0, switching_cost=0.1, max_staleness=0)
+    scheduler.add_client("a", fitness=[0.9, 0.1])
+    scheduler.add_client("b", fitness=[0.1, 0.9])
+    one_round(scheduler, ["a", "b"])
+    for _ in range(3):
+        assert one_round(scheduler, ["b"])[1].experts_resent == 0
+    assert scheduler.held_by("a") == [0]  # nobody has changed it for three rounds
+    scheduler.add_client("b", fitness=[0.9, 0.1])
+    assert one_round(scheduler, ["b"])[1].experts_resent == 1
+    assert (scheduler.held_by("a"), scheduler.held_by("b")) == ([], [0])
+    record = one_round(scheduler, ["a", "b"], failed=["a", "b"])[1]
+    assert (record.experts_resent, record.switching_paid) == (1, pytest.approx(0.1))
+    assert (scheduler.held_by("a"), scheduler.held_by("b")) == ([], [0])
+
+
+def test_the_cost_is_paid_for_copies_that_are_too_old():
+    """What is sent anyway is no reason to stay."""
+    plans = {}
+    for oldest in (0, None):
+        scheduler = moody(switching_cost=0.2, max_staleness=oldest)
+        scheduler.add_client("b", fitness=[0.9, 0.0])
+        one_round(scheduler, ["a", "b"], reward=0.4)
+        plans[oldest] = one_round(scheduler, ["a"], reward=0.4)[0]["a"]
+    assert plans == {0: ["y"], None: ["x"]}
+
+
+@pytest.mark.parametrize("value", [-1, 0.5])
+def test_ages_that_are_none_are_refused(value):
+    with pytest.raises(InputError, match=f"max_staleness = {value}: must be"):
+        Scheduler(2, max_staleness=value)
+
+
+@pytest.mark.parametrize("oldest", [None, 1])
+def test_what_is_held_and_the_cost_survive_the_file(tmp_path, oldest):
     def run(*, stop: bool) -> list:
-        scheduler = Scheduler(4, default_capacity=2, switching_cost=[0.3, 0.1, 0, 2])
+        scheduler = Scheduler(4, default_capacity=2, switching_cost=[0.3, 0.1, 0, 2], max_staleness=oldest)
         generator = np.random.default_rng(3)
         rounds = [simulate(scheduler, list(range(6)), generator)]
         scheduler.plan(list(range(3, 9)))

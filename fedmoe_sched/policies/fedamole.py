@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray
+from fedmoe_sched._layer_dealing import mean_layer_loads
 from fedmoe_sched._scheduler_options import count_option
 from fedmoe_sched.errors import InfeasibleError, InputError
 from fedmoe_sched.feasibility import find_conflict, widen_load_bounds
@@ -20,6 +21,8 @@ from fedmoe_sched.solve import solve
 from fedmoe_sched.solver import Limits
 
 __all__ = ["FedAmolePolicy"]
+
+_LEAST, _MOST = 1, 8  # experts of a client, unless given
 
 
 class FedAmolePolicy(RulePolicy):
@@ -44,6 +47,11 @@ class FedAmolePolicy(RulePolicy):
       says which: experts get fewer clients where these are too few, shared evenly; clients get fewer than
       `min_experts` where they have less room, or where the experts have no more places, again evenly, and then by
       relevance. No expert ever gets more than its number. ``strict=True`` raises as the paper does.
+    - Layers are the modules of the paper, that a client's capacity ties together. Their bounds take the place of
+      `min_experts` and `max_experts`, and are kept as in every policy: of clients that cannot keep them nothing is
+      asked. ``clients_per_expert=None`` fills the room of each layer, and is no less than its clients must take.
+      Only numbers of clients are relaxed, by the fewest places in total, evenly: experts get fewer, and more than
+      their number only where clients could not keep their layers else.
 
     Parameters
     ----------
@@ -51,12 +59,12 @@ class FedAmolePolicy(RulePolicy):
     clients_per_expert : int, optional
         Clients of each expert, at least 1; the paper has 2. None is as many as fill the capacities evenly.
     min_experts, max_experts : int, default 1 and 8
-        Experts of each client, ``0 <= min_experts <= max_experts``; the paper has 2 and 8.
+        Experts of each client, ``0 <= min_experts <= max_experts``; the paper has 2 and 8. Neither with layers.
     strict : bool, default False
         Raise where the degrees exclude one another, instead of relaxing them.
     **options
         Those of `fedmoe_sched.Scheduler`; ``balance=None``, no `load_min` or `load_max`, ``fill=False``,
-        ``usage_weight=0``, ``fitness_weight=1``, no `switching_cost` and no `layers` are fixed.
+        ``usage_weight=0``, ``fitness_weight=1`` and no `switching_cost` are fixed.
 
     Raises
     ------
@@ -81,7 +89,6 @@ class FedAmolePolicy(RulePolicy):
         "usage_weight": 0.0,
         "fitness_weight": 1.0,
         "switching_cost": 0.0,
-        "layers": None,
     }
     needs_exact: ClassVar[bool] = True
 
@@ -90,16 +97,21 @@ class FedAmolePolicy(RulePolicy):
         experts: int | Iterable[Hashable],
         *,
         clients_per_expert: int | None = None,
-        min_experts: int = 1,
-        max_experts: int = 8,
+        min_experts: int | None = None,
+        max_experts: int | None = None,
         strict: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(experts, **options)
         given = None if clients_per_expert is None else count_option("clients_per_expert", clients_per_expert, 1)
         self.clients_per_expert = given
-        self.min_experts = count_option("min_experts", min_experts, 0)
-        self.max_experts = count_option("max_experts", max_experts, 1)
+        if self._options.layers is not None:
+            for name, value in (("min_experts", min_experts), ("max_experts", max_experts)):
+                if value is not None:
+                    msg = f"{name} = {value}: layer_min and layer_max say that where there are layers"
+                    raise InputError(msg)
+        self.min_experts = count_option("min_experts", _LEAST if min_experts is None else min_experts, 0)
+        self.max_experts = count_option("max_experts", _MOST if max_experts is None else max_experts, 1)
         self.strict = bool(strict)
         if self.strict and self._options.soft:
             msg = "soft = True: excludes strict = True, by which degrees never give way"
@@ -110,7 +122,8 @@ class FedAmolePolicy(RulePolicy):
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's options as plain values."""
-        own = ("clients_per_expert", "min_experts", "max_experts", "strict")
+        own = ["clients_per_expert", "strict"]
+        own += ["min_experts", "max_experts"] if self._options.layers is None else []
         return super().options() | {name: getattr(self, name) for name in own}
 
     def decide(
@@ -125,21 +138,23 @@ class FedAmolePolicy(RulePolicy):
         warm_start: FloatArray | None,
     ) -> Schedule:
         """Set the degrees, relax them where they exclude one another, and solve."""
+        layers = self.layers_of(clients, capacity)
         problem = AssignmentProblem(
             fitness,
-            np.minimum(capacity, self.max_experts),
+            capacity,
             eligible=eligible,
+            layers=layers,
             client_labels=clients,
             expert_labels=self.experts,
         )
-        least = np.minimum(self.min_experts, problem.slots)
-        if self.strict:
-            _refuse_small_clients(problem, least, self.min_experts)
-        places = self.clients_per_expert or max(1, int(problem.slots.sum()) // len(self.experts))
-        problem = problem.replace(min_experts=least, load_min=places, load_max=places)
         relaxed: tuple[Relaxation, ...] = ()
-        if not self.strict:
-            problem, relaxed = _relaxed(problem, self.min_experts)
+        if layers is None:
+            problem, relaxed = self._degrees(problem.replace(capacity=np.minimum(capacity, self.max_experts)))
+        else:
+            places = self.clients_per_expert or _filling(problem)[layers.layer_of]
+            problem = problem.replace(load_min=places, load_max=places)
+            if not self.strict:
+                problem, relaxed = _relaxed_loads(problem)
         answer = solve(
             problem,
             self._options.solver,
@@ -148,6 +163,40 @@ class FedAmolePolicy(RulePolicy):
             warm_start=warm_start,
         )
         return dataclasses.replace(answer, relaxed=relaxed)
+
+    def _degrees(self, problem: AssignmentProblem) -> tuple[AssignmentProblem, tuple[Relaxation, ...]]:
+        """Set the degrees of clients and experts, and say which were relaxed."""
+        least = np.minimum(self.min_experts, problem.slots)
+        if self.strict:
+            _refuse_small_clients(problem, least, self.min_experts)
+        places = self.clients_per_expert or max(1, int(problem.slots.sum()) // len(self.experts))
+        problem = problem.replace(min_experts=least, load_min=places, load_max=places)
+        return (problem, ()) if self.strict else _relaxed(problem, self.min_experts)
+
+
+def _filling(problem: AssignmentProblem) -> IntArray:
+    """Return how many clients of each expert of a layer fill its room, and are enough for its clients.
+
+    Returns
+    -------
+    ndarray, shape (G,), int64
+    """
+    assert problem.layers is not None
+    low, _ = problem.layers.bounds_of(slice(0, problem.n_clients), problem.n_clients)
+    needed = -(-low.sum(axis=0) // np.bincount(problem.layers.layer_of))
+    # A hair more, so that rounding errors of the mean take no client away.
+    room = np.floor(mean_layer_loads(problem) + 1e-9).astype(np.int64)
+    places: IntArray = np.maximum(np.maximum(room, needed), 1)
+    return places
+
+
+def _relaxed_loads(problem: AssignmentProblem) -> tuple[AssignmentProblem, tuple[Relaxation, ...]]:
+    """Relax the numbers of clients by the fewest places in total, upwards only where that is not enough."""
+    none = np.zeros_like(problem.load_min)
+    widened, relaxed = widen_load_bounds(problem, hard=(none, problem.load_max))
+    if find_conflict(widened) is None:
+        return widened, relaxed
+    return widen_load_bounds(problem, hard=(none, none + problem.n_clients))
 
 
 def _refuse_small_clients(problem: AssignmentProblem, least: IntArray, asked: int) -> None:
