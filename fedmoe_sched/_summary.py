@@ -25,7 +25,7 @@ def summary_table(schedule: Schedule) -> str:
     worth, unlimited = _worth(schedule)
     rows = [["expert", "load", "bounds", "price", "binding"]]
     for j in range(problem.n_experts):
-        price = "-" if schedule.prices is None else f"{schedule.prices[j]:.6g}"
+        price = "-" if schedule.prices is None else f"{schedule.prices[j] + 0.0:.6g}"
         place, release = worth(j)
         binding = []
         if loads[j] == problem.load_max[j]:

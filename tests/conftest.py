@@ -13,7 +13,7 @@ from fedmoe_sched import SolverEntry, solvers
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are the same in every run; `--hypothesis-profile=explore` looks for new ones.
-settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=200, database=None)
+settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=100, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeat")
 

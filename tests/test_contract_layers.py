@@ -58,7 +58,7 @@ def test_exact_backend_agrees_with_brute_force_on_layers(exact_backend, penalise
     needs(exact_backend, Capability.LAYERS)
     if penalised:
         needs(exact_backend, Capability.LOAD_PENALTY)
-    for problem in share(exact_backend, examples(with_layers=True, penalised=penalised)[::4]):
+    for problem in share(exact_backend, examples(with_layers=True, penalised=penalised)[::2]):
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
@@ -80,7 +80,7 @@ def test_exact_backend_agrees_with_linear_program_on_layers(exact_backend, name)
 @pytest.mark.hypothesis
 def test_exact_backend_agrees_with_brute_force_on_layers_and_budgets(exact_backend):
     needs(exact_backend, Capability.LAYERS, Capability.BUDGETS)
-    for problem in examples(with_layers=True, budgeted=True)[::8]:
+    for problem in examples(with_layers=True, budgeted=True)[::4]:
         assert_finds(exact_backend, problem, brute_force(problem))
 
 
