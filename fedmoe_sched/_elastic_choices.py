@@ -38,10 +38,8 @@ _FIRST, _STEP = 500.0, 4.0  # what a place weighs, in mean scores, in the first 
 _PROBLEMS = 8
 _CLOSE = 1.5  # shares of the desirability between which no other one is tried
 _BOUNDING, _COMBINING = 0.5, 0.2  # of the time left
-_SHORTEST, _FOR_BEST = (
-    2.0,
-    2.0,
-)  # seconds for the objective once the total is proved, or so many times those for it
+_SHORTEST = 2.0  # seconds for the objective once the total is proved,
+_FOR_BEST = 2.0  # or so many times those for the total
 _ROUNDING = 1e-9
 _TINY = 1e-200
 
