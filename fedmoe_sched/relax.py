@@ -23,9 +23,11 @@ from fedmoe_sched._elastic import least_relaxation
 from fedmoe_sched._face import rest_of
 from fedmoe_sched._network_explain import Explainer
 from fedmoe_sched.assignment import Assignment
+from fedmoe_sched.certify import OPTIMALITY_GAP
 from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
+from fedmoe_sched.explain import BudgetSensitivity
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule, Status, StopReason
@@ -241,11 +243,14 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
     Parameters
     ----------
     schedule : Schedule
-        Of the relaxed problem; where it is not optimal there are no prices.
+        Of the relaxed problem; where it is not optimal there are no prices. With budgets there are only those that
+        are known exactly, because the bounds of `fedmoe_sched.explain.BudgetSensitivity` meet.
     relaxed : tuple of Relaxation
     """
-    if not relaxed or schedule.status is not Status.OPTIMAL or schedule.problem.budgets:
+    if not relaxed or schedule.status is not Status.OPTIMAL:
         return relaxed
+    if schedule.problem.budgets:
+        return _priced_between(schedule, relaxed)
     assert schedule.pairs is not None
     explainer = Explainer(schedule.problem, schedule.pairs)
     worth = explainer.sensitivity()
@@ -254,5 +259,20 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
         if one.client is not None and one.layer is not None:
             return explainer.layer_worth(one.client, one.layer, one.bound)
         return float(getattr(worth, one.bound)[one.expert if one.client is None else one.client])
+
+    return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)
+
+
+def _priced_between(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:
+    between = schedule.sensitivity()
+    assert isinstance(between, BudgetSensitivity)
+    rounding = OPTIMALITY_GAP * max(1.0, abs(schedule.objective or 0.0))
+
+    def price(one: Relaxation) -> float | None:
+        if one.layer is not None:
+            return None
+        at = one.expert if one.client is None else one.client
+        most, least = (float(getattr(side, one.bound)[at]) for side in (between.at_most, between.at_least))
+        return least if most - least <= rounding else None
 
     return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)

@@ -262,7 +262,7 @@ def test_budgets_by_hand():
     assert solve(problem, "milp-scipy").status is Status.INFEASIBLE
     answer = solve_soft(problem)
     assert answer.status is Status.OPTIMAL
-    assert [str(one) for one in answer.relaxed] == ["load_min[1]: 2 -> 1"]
+    assert [str(one) for one in answer.relaxed] == ["load_min[1]: 2 -> 1 (one more place is worth 0.4)"]
     assert answer.relaxed_proved
     assert answer.experts_by_client() == {0: [1], 1: [0]}
     assert solve_soft(problem.replace(load_min=1)).relaxed_proved is None
@@ -290,3 +290,22 @@ def test_without_a_time_limit_what_can_be_kept_is_solved_to_the_end(monkeypatch,
     assert answer.status is Status.OPTIMAL
     assert answer.relaxed == ()
     assert answer.objective == pytest.approx(solve(problem, "milp-scipy").objective)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=tiny_problems(budgeted=True))
+def test_prices_within_budgets_are_what_one_more_place_gains(problem):
+    relaxed = relax(problem)
+    if not problem.budgets or not relaxed.relaxations:
+        return
+    best = brute_force(relaxed.problem)
+    for one in priced(solve(relaxed.problem, "milp-scipy"), relaxed.relaxations):
+        if one.price is None:
+            continue
+        step = 1 if one.bound in {"load_max", "capacity"} else -1
+        bounds = getattr(relaxed.problem, one.bound).copy()
+        at = one.expert if one.client is None else one.client
+        bounds[at] = max(0, bounds[at] + step)
+        assert one.price == pytest.approx(
+            brute_force(relaxed.problem.replace(**{one.bound: bounds})) - best, abs=1e-6
+        )
