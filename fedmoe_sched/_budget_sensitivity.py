@@ -89,6 +89,17 @@ class BudgetWorth:
         changes = np.array([self.place_change(expert, name) for expert in range(m)])
         return _in_order(self._gain(changes), least)
 
+    @cached_property
+    def slots(self) -> tuple[FloatArray, FloatArray]:
+        """One more slot at each client: at most and at least; each of shape (n,)."""
+        return self._clients(self.problem.replace(capacity=self.problem.capacity + 1))
+
+    @cached_property
+    def fewer(self) -> tuple[FloatArray, FloatArray]:
+        """One expert less that each client must take: at most and at least; each of shape (n,)."""
+        least = np.maximum(self.problem.min_experts - 1, 0)
+        return self._clients(self.problem.replace(min_experts=least))
+
     def _clients(self, wider: AssignmentProblem) -> tuple[FloatArray, FloatArray]:
         """Return gains where one client has the bounds of `wider`: at most and at least; each of shape (n,)."""
         least = self.alone.gains(wider)
@@ -106,10 +117,10 @@ class BudgetWorth:
     def sensitivity(self) -> BudgetSensitivity:
         """Return all of it."""
         problem = self.problem
-        slots = self._clients(problem.replace(capacity=problem.capacity + 1))
-        fewer = self._clients(problem.replace(min_experts=np.maximum(problem.min_experts - 1, 0)))
         each = [self._clients(without_limit(problem, r)) for r in range(len(problem.budgets))]
-        most, least = (Sensitivity(*part) for part in zip(self.places, self.releases, slots, fewer, strict=True))
+        most, least = (
+            Sensitivity(*part) for part in zip(self.places, self.releases, self.slots, self.fewer, strict=True)
+        )
         return BudgetSensitivity(
             most,
             least,

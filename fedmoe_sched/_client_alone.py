@@ -56,9 +56,8 @@ class ClientsAlone:
         self.problem, self.loads, self.counts = problem, pairs.loads, pairs.counts
         self._held = pairs.mask()
         experts, penalty = np.arange(problem.n_experts), problem.load_penalty
-        self._last = self._next = np.zeros(
-            problem.n_experts
-        )  # what the last client of an expert costs, and one more
+        # What the last client of each expert costs, and one more.
+        self._last = self._next = np.zeros(problem.n_experts)
         if penalty is not None:
             self._last = penalty.marginal_of(experts, np.maximum(self.loads, 1))
             self._next = penalty.marginal_of(experts, self.loads + 1)

@@ -89,7 +89,7 @@ def _excludes(problem: AssignmentProblem, deadline: float) -> bool:
         raise OutOfTimeError
     limits = Limits(time=left)
     anything = problem.replace(desirability=np.zeros(problem.shape, dtype=np.float16), load_penalty=None)
-    many = problem.layers is None and problem.n_clients >= max(_MANY, 2 * problem.n_experts)
+    many = problem.n_clients >= max(_MANY, 2 * problem.n_experts)
     backend, _ = get_solver("lagrangian" if many else "milp-scipy", anything)
     model = backend.build(anything, limits, None)
     backend.run(model, limits)

@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmoe_sched._arrays import IntArray
+from fedmoe_sched._budget_sensitivity import BudgetWorth
 from fedmoe_sched._elastic import least_relaxation
 from fedmoe_sched._face import rest_of
 from fedmoe_sched._network_explain import Explainer
 from fedmoe_sched.assignment import Assignment
-from fedmoe_sched.certify import OPTIMALITY_GAP
 from fedmoe_sched.certify import certify as make_certificate
 from fedmoe_sched.errors import InputError
 from fedmoe_sched.expert_layers import ExpertLayers
-from fedmoe_sched.explain import BudgetSensitivity
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.result import Relaxation, Schedule, Status, StopReason
@@ -250,7 +249,7 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
     if not relaxed or schedule.status is not Status.OPTIMAL:
         return relaxed
     if schedule.problem.budgets:
-        return _priced_between(schedule, relaxed)
+        return _priced_within_budgets(schedule, relaxed)
     assert schedule.pairs is not None
     explainer = Explainer(schedule.problem, schedule.pairs)
     worth = explainer.sensitivity()
@@ -263,16 +262,15 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
     return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)
 
 
-def _priced_between(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:
-    between = schedule.sensitivity()
-    assert isinstance(between, BudgetSensitivity)
-    rounding = OPTIMALITY_GAP * max(1.0, abs(schedule.objective or 0.0))
+def _priced_within_budgets(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:
+    worth = BudgetWorth(schedule)
+    known = {"load_max": "places", "load_min": "releases", "capacity": "slots", "min_experts": "fewer"}
 
     def price(one: Relaxation) -> float | None:
-        if one.layer is not None:
+        if one.bound not in known:
             return None
         at = one.expert if one.client is None else one.client
-        most, least = (float(getattr(side, one.bound)[at]) for side in (between.at_most, between.at_least))
-        return least if most - least <= rounding else None
+        most, least = (float(side[at]) for side in getattr(worth, known[one.bound]))
+        return least if most == least else None
 
     return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)

@@ -116,6 +116,6 @@ def test_no_exact_backend_calls_a_problem_infeasible_that_has_an_assignment(exac
     needs(exact_backend, Capability.LAYERS, Capability.BUDGETS)
     best = solved_crowd()
     assert best.verify().feasible
-    answer = solve(crowded(), exact_backend, limits=Limits(time=20.0))
+    answer = solve(crowded(), exact_backend, limits=Limits(time=120.0))
     assert answer.status is Status.OPTIMAL
     assert answer.objective == pytest.approx(best.objective)

@@ -292,20 +292,25 @@ def test_without_a_time_limit_what_can_be_kept_is_solved_to_the_end(monkeypatch,
     assert answer.objective == pytest.approx(solve(problem, "milp-scipy").objective)
 
 
-@settings(deadline=None, max_examples=60)
-@given(problem=tiny_problems(budgeted=True))
-def test_prices_within_budgets_are_what_one_more_place_gains(problem):
-    relaxed = relax(problem)
-    if not problem.budgets or not relaxed.relaxations:
-        return
-    best = brute_force(relaxed.problem)
-    for one in priced(solve(relaxed.problem, "milp-scipy"), relaxed.relaxations):
-        if one.price is None:
-            continue
-        step = 1 if one.bound in {"load_max", "capacity"} else -1
-        bounds = getattr(relaxed.problem, one.bound).copy()
-        at = one.expert if one.client is None else one.client
-        bounds[at] = max(0, bounds[at] + step)
-        assert one.price == pytest.approx(
-            brute_force(relaxed.problem.replace(**{one.bound: bounds})) - best, abs=1e-6
-        )
+def test_prices_within_budgets_are_what_one_more_place_gains():
+    priced_ = []
+
+    @settings(deadline=None, max_examples=60)
+    @given(problem=tiny_problems(budgeted=True))
+    def check(problem):
+        relaxed = relax(problem)
+        if not problem.budgets or not relaxed.relaxations:
+            return
+        best = brute_force(relaxed.problem)
+        for one in priced(solve(relaxed.problem, "lagrangian"), relaxed.relaxations):
+            if one.price is None:
+                continue
+            priced_.append(one)
+            at = one.expert if one.client is None else one.client
+            bounds = getattr(relaxed.problem, one.bound).copy()
+            bounds[at] = bounds[at] + 1 if one.bound == "load_max" else max(0, bounds[at] - 1)
+            wider = relaxed.problem.replace(**{one.bound: bounds})
+            assert one.price == pytest.approx(brute_force(wider) - best, abs=1e-6)
+
+    check()
+    assert {one.bound for one in priced_} >= {"load_min", "min_experts"}
