@@ -11,6 +11,7 @@ import numpy as np
 from fedmoe_sched._arrays import FloatArray
 from fedmoe_sched._client_alone import ClientsAlone
 from fedmoe_sched.certify import OPTIMALITY_GAP, client_bounds, is_whole, load_terms, rounded_down
+from fedmoe_sched.expert_layers import ExpertLayers
 from fedmoe_sched.explain import BudgetSensitivity, Sensitivity
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
@@ -99,6 +100,24 @@ class BudgetWorth:
         """One expert less that each client must take: at most and at least; each of shape (n,)."""
         least = np.maximum(self.problem.min_experts - 1, 0)
         return self._clients(self.problem.replace(min_experts=least))
+
+    def of_layer(self, layer: int, name: str) -> tuple[FloatArray, FloatArray]:
+        """One expert more, or less, that each client may or must have of a layer: at most and at least; (n,) each.
+
+        Parameters
+        ----------
+        layer : int
+        name : str
+            ``"layer_max"`` or ``"layer_min"``.
+        """
+        problem = self.problem
+        assert problem.layers is not None
+        low, high = map(np.array, problem.layers.bounds_of(slice(0, problem.n_clients), problem.n_clients))
+        if name == "layer_max":
+            high[:, layer] += 1
+        else:
+            low[:, layer] = np.maximum(low[:, layer] - 1, 0)
+        return self._clients(problem.replace(layers=ExpertLayers(problem.layers.layer_of, low, high)))
 
     def _clients(self, wider: AssignmentProblem) -> tuple[FloatArray, FloatArray]:
         """Return gains where one client has the bounds of `wider`: at most and at least; each of shape (n,)."""

@@ -3,12 +3,14 @@
 Without budgets the least total is a minimum cost flow (`fedmoe_sched._elastic`), proved by its potentials. All
 assignments that need no more are complementary to these potentials, and so those of another network problem: of
 these the one of the best objective says which bounds give way. Budgets are what clients have, and never give way:
-with them both steps are integer programs (`fedmoe_sched._elastic_program`).
+with them column generation over choices of clients bounds and finds both (`fedmoe_sched._elastic_choices`), or integer
+programs do (`fedmoe_sched._elastic_program`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -264,13 +266,13 @@ def priced(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxat
 
 def _priced_within_budgets(schedule: Schedule, relaxed: tuple[Relaxation, ...]) -> tuple[Relaxation, ...]:
     worth = BudgetWorth(schedule)
+    of_layer = functools.cache(worth.of_layer)
     known = {"load_max": "places", "load_min": "releases", "capacity": "slots", "min_experts": "fewer"}
 
     def price(one: Relaxation) -> float | None:
-        if one.bound not in known:
-            return None
         at = one.expert if one.client is None else one.client
-        most, least = (float(side[at]) for side in getattr(worth, known[one.bound]))
+        both = getattr(worth, known[one.bound]) if one.layer is None else of_layer(one.layer, one.bound)
+        most, least = (float(side[at]) for side in both)
         return least if most == least else None
 
     return tuple(dataclasses.replace(one, price=price(one)) for one in relaxed)

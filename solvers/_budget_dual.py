@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,9 @@ class Clients:
         Whether all objectives are whole numbers.
     penalty : LoadPenalty or None
         Of the loads.
+    short : float
+        What an expert is worth more up to a layer's lower bound, where it gives way; infinite: it does not. Only
+        for choices at prices, and programs in them.
     share : float
         That these clients are of those whose loads are bounded and penalised; 1 but for samples.
     """
@@ -68,6 +71,7 @@ class Clients:
     budgets: Ints
     whole: bool
     penalty: LoadPenalty | None = None
+    short: float = np.inf
     share: float = 1.0
 
     @classmethod
@@ -131,9 +135,20 @@ class Clients:
             self.budgets,
         )  # fmt: skip
 
-    def count(self, held: npt.NDArray[np.int8]) -> Ints:
-        """Count the experts of each layer that clients hold; shape (n, G)."""
+    def count(self, held: npt.NDArray[Any]) -> Ints:
+        """Count the experts of each layer in rows of them, shape (k, m); shape (k, G)."""
         return np.stack([held[:, self.layer_of == g].sum(axis=1) for g in range(self.layer_min.shape[1])], axis=1)
+
+    def with_floors(self, floors: tuple[Ints, float] | None) -> Clients:
+        """Let lower bounds of layers, shape (n, G), give way: each of their experts is worth so much more."""
+        return self if floors is None else replace(self, layer_min=floors[0], short=floors[1])
+
+    def floor_worth(self, owners: Ints, choices: npt.NDArray[Any]) -> Floats:
+        """Return what choices, shape (k, m), of these clients are worth more for lower bounds of layers."""
+        if self.short == np.inf:
+            return np.zeros(len(owners))
+        worth: Floats = self.short * np.minimum(self.count(choices), self.layer_min[owners]).sum(axis=1)
+        return worth
 
     def places(self, prices: Floats) -> float:
         """Return what places at the experts are worth at most at these prices, less the penalty."""
@@ -188,7 +203,7 @@ class Dual:
     def at(cls, clients: Clients, prices: Floats) -> tuple[Dual, npt.NDArray[np.int8]]:
         """Let the clients respond; return the choices too."""
         chosen, worth = np.empty(clients.gain.shape, dtype=np.int8), np.empty(len(clients.gain))
-        respond(*clients.arrays, prices, chosen, worth)
+        respond(*clients.arrays, clients.short, prices, chosen, worth)
         bound = float(worth.sum()) + clients.places(prices)
         return cls(prices, np.zeros((len(clients.size), len(worth))), bound, worth), chosen
 

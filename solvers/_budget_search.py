@@ -222,9 +222,11 @@ class Search:
         """Keep an assignment if it is feasible and better than the best one."""
         if assignment is None or violations(self.problem, assignment):
             return
+        held = assignment.mask()
         value = objective(self.problem, assignment)
+        value += float(self.clients.floor_worth(np.arange(len(held)), held).sum())
         if value > self.worth:
-            self.held, self.worth = assignment.mask(), value
+            self.held, self.worth = held, value
 
     def improve(self) -> bool:
         """Find answers and try to prove them; return False if there is none."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedmoe_sched.solvers._compile import jit, part
 from fedmoe_sched.solvers._knapsack_kernels import core_of, fractional, rank, rate, split_knapsack
-from fedmoe_sched.solvers._nested_kernels import owed, owed_change
+from fedmoe_sched.solvers._nested_kernels import floor_worth, owed, owed_change
 
 __all__ = ["list_near", "near_choices", "sort_choices"]
 
@@ -24,8 +24,8 @@ _NODES = 50  # looked at for every choice that may be listed
 
 @part
 def _listing_order(
-    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, least: int, most: int, worth: float,
-    limit: float, sort: bool, order: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int,
+    worth: float, limit: float, sort: bool, order: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
 ) -> int:  # fmt: skip
     """Write the experts that choices of such a loss may hold into `order`; return how many.
 
@@ -33,6 +33,8 @@ def _listing_order(
     """
     # Who must take so many may have to take some that cost more than a choice may lose.
     lowest, count = -np.inf if least > 0 else -limit, 0
+    if short < np.inf:
+        lowest -= short
     for j in range(len(reduced)):
         if reduced[j] < lowest or reduced[j] == -np.inf:
             continue
@@ -43,8 +45,8 @@ def _listing_order(
     if not sort:
         return count
     bound, price = rate(
-        reduced, size, client, layer_of, low, high, least, most, order, count, np.empty((2, size.shape[0] + 1)),
-        key, load, shifted, pull, within,
+        reduced, size, client, layer_of, low, high, short, least, most, order, count,
+        np.empty((2, size.shape[0] + 1)), key, load, shifted, pull, within,
     )  # fmt: skip
     if price >= 0.0:  # whatever is taken that is worth less than its share of the budget costs the difference
         allowed, kept = bound - worth + limit + 1e-9 * (1.0 + abs(bound)), 0
@@ -73,10 +75,10 @@ def _rest_table(reduced: Any, units: Any, budget: int, order: Any, count: int, t
 
 @part
 def _list_choices(  # noqa: PLR0912, PLR0915
-    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any, least: int,
-    most: int, order: Any, count: int, key: Any, load: Any, shifted: Any, pull: Any, within: Any, open_: Any,
-    table: Any, worth: float, reach: float, state: Any, used: Any, sure: Any, sure_count: int, sure_worth: float,
-    taken: Any, loss: Any, first: int, listed_most: int,
+    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any,
+    short: float, least: int, most: int, order: Any, count: int, key: Any, load: Any, shifted: Any, pull: Any,
+    within: Any, open_: Any, table: Any, worth: float, reach: float, state: Any, used: Any, sure: Any,
+    sure_count: int, sure_worth: float, taken: Any, loss: Any, first: int, listed_most: int,
 ) -> int:  # fmt: skip
     """List the choices of a client whose loss is at most `reach`; return how many, or -1 if they are too many.
 
@@ -86,13 +88,13 @@ def _list_choices(  # noqa: PLR0912, PLR0915
     """
     resources, words = size.shape[0], taken.shape[1]
     found, depth, held, nodes, room = 0, 0, sure_count, 0, budget
-    value, total, due = sure_worth, 0.0, owed(pull, low, high, least, most)
+    value, total, due = sure_worth, 0.0, owed(pull, low, high, short, least, most)
     for g in range(len(low)):
         within[g] = open_[g] = 0
     for k in range(count):
         open_[layer_of[order[k]]] += 1
     for g in range(len(low)):
-        if open_[g] < low[g]:
+        if short == np.inf and open_[g] < low[g]:
             return 0
     if held > most:
         return 0
@@ -104,7 +106,8 @@ def _list_choices(  # noqa: PLR0912, PLR0915
     while depth >= 0:
         if depth == count:
             nodes += 1
-            if held >= least and value >= worth - reach - 1e-9 * (1.0 + abs(worth)):
+            reached = value + floor_worth(within, low, short)
+            if held >= least and reached >= worth - reach - 1e-9 * (1.0 + abs(worth)):
                 if found == listed_most:
                     return -1
                 row = first + found
@@ -114,7 +117,7 @@ def _list_choices(  # noqa: PLR0912, PLR0915
                     if state[k] == 1:
                         j = order[k]
                         taken[row, j >> 6] |= np.uint64(1) << np.uint64(j & 63)
-                loss[row] = max(0.0, worth - value)
+                loss[row] = max(0.0, worth - reached)
                 found += 1
             depth -= 1
             continue
@@ -165,7 +168,8 @@ def _list_choices(  # noqa: PLR0912, PLR0915
             else:
                 rest = fractional(key, shifted, load, order, depth + 1, count, 1.0 - total) - due
             nodes += 1
-            enough = held + count - depth - 1 >= least and within[g] + open_[g] > low[g]
+            enough = held + count - depth - 1 >= least
+            enough = enough and (short < np.inf or within[g] + open_[g] > low[g])
             if enough and value + rest >= worth - reach:
                 open_[g] -= 1
                 state[depth] = 2
@@ -183,9 +187,10 @@ def _list_choices(  # noqa: PLR0912, PLR0915
 
 @part
 def near_choices(
-    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any, least: int,
-    most: int, worth: float, limit: float, order: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
-    open_: Any, table: Any, state: Any, used: Any, sure: Any, taken: Any, loss: Any, first: int, listed_most: int,
+    reduced: Any, size: Any, units: Any, budget: int, client: int, layer_of: Any, low: Any, high: Any,
+    short: float, least: int, most: int, worth: float, limit: float, order: Any, key: Any, load: Any, shifted: Any,
+    pull: Any, within: Any, open_: Any, table: Any, state: Any, used: Any, sure: Any, taken: Any, loss: Any,
+    first: int, listed_most: int,
 ) -> Any:  # fmt: skip
     """List the choices of a client that lose at most `limit`, or less where there are too many.
 
@@ -194,7 +199,7 @@ def near_choices(
     """
     sure_worth, sure_count, reach = 0.0, 0, limit
     count = _listing_order(
-        reduced, size, client, layer_of, low, high, least, most, worth, limit, budget < 0, order, key, load,
+        reduced, size, client, layer_of, low, high, short, least, most, worth, limit, budget < 0, order, key, load,
         shifted, pull, within,
     )  # fmt: skip
     for w in range(len(sure)):
@@ -220,7 +225,7 @@ def near_choices(
                 if (sure[j >> 6] >> np.uint64(j & 63)) & np.uint64(1):
                     used[r] += size[r, client, j]
         found = _list_choices(
-            reduced, size, units, budget, client, layer_of, low, high, least, most, order, count, key, load,
+            reduced, size, units, budget, client, layer_of, low, high, short, least, most, order, count, key, load,
             shifted, pull, within, open_, table, worth, reach, state, used, sure, sure_count, sure_worth, taken,
             loss, first, listed_most,
         )  # fmt: skip
@@ -248,13 +253,13 @@ def sort_choices(taken: Any, loss: Any, first: int, found: int, ranks: Any, spar
 @jit
 def list_near(
     gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
-    budgets: Any, prices: Any, worth: Any, limit: float, listed_most: int,
+    budgets: Any, short: float, prices: Any, worth: Any, limit: float, listed_most: int,
 ) -> Any:  # fmt: skip
     """List the choices of every client that lose at most `limit`, or less where they are more than `listed_most`.
 
     Parameters
     ----------
-    gain, size, least, most, layer_of, layer_min, layer_max, units, budgets
+    gain, size, least, most, layer_of, layer_min, layer_max, units, budgets, short
         As in `fedmoe_sched.solvers._budget_dual.Clients`.
     prices : ndarray, shape (m,)
     worth : ndarray, shape (n,)
@@ -292,9 +297,9 @@ def list_near(
         for j in range(m):
             reduced[j] = gain[i, j] - prices[j]
         found, all_ = near_choices(
-            reduced, size, units[i], budgets[i], i, layer_of, layer_min[i], layer_max[i], least[i], most[i],
-            worth[i], limit, order, key, load, shifted, pull, within, open_, table, state, used, sure, taken, loss,
-            starts[i], listed_most,
+            reduced, size, units[i], budgets[i], i, layer_of, layer_min[i], layer_max[i], short, least[i],
+            most[i], worth[i], limit, order, key, load, shifted, pull, within, open_, table, state, used, sure,
+            taken, loss, starts[i], listed_most,
         )  # fmt: skip
         whole = whole and all_
         starts[i + 1] = starts[i] + max(found, 0)

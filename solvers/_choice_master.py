@@ -260,10 +260,11 @@ class _Master:
     def add(self, owners: Ints, choices: Choices) -> None:
         """Add choices of these clients."""
         infinite = self._solver.infinity()
-        for i, choice in zip(owners.tolist(), choices, strict=True):
+        floors = self._clients.floor_worth(owners, choices)
+        for i, choice, floor in zip(owners.tolist(), choices, floors.tolist(), strict=True):
             share = self._solver.NumVar(0.0, infinite, "")
             experts = np.flatnonzero(choice)
-            self._objective.SetCoefficient(share, float(self._clients.gain[i, experts].sum()))
+            self._objective.SetCoefficient(share, float(self._clients.gain[i, experts].sum()) + floor)
             self._one[i].SetCoefficient(share, 1.0)
             for j in experts.tolist():
                 self._loads[j].SetCoefficient(share, 1.0)

@@ -125,7 +125,7 @@ def _choose(clients: Clients, dual: Dual, limit: float, known: Mask | None, seco
 
     n, m = clients.gain.shape
     taken, starts, whole = list_near(
-        *clients.arrays, dual.prices, dual.worth, limit, max(1, min(_EACH, _ROWS // n))
+        *clients.arrays, clients.short, dual.prices, dual.worth, limit, max(1, min(_EACH, _ROWS // n))
     )
     bits = np.unpackbits(taken.view(np.uint8), axis=1, count=m, bitorder="little").astype(np.bool_)
     owners = np.repeat(np.arange(n), np.diff(starts))
@@ -138,7 +138,7 @@ def _choose(clients: Clients, dual: Dual, limit: float, known: Mask | None, seco
         bits, owners = np.concatenate([bits, best[enough]]), np.concatenate([owners, rest[enough]])
         if not enough.all():
             return Chosen(None, math.inf)
-    worth = np.where(bits, clients.gain[owners], 0.0).sum(axis=1)
+    worth = np.where(bits, clients.gain[owners], 0.0).sum(axis=1) + clients.floor_worth(owners, bits)
     k, steps = len(owners), _steps(clients, dual.prices, limit, known)
     one = csr_array((np.ones(k), (owners, np.arange(k))), shape=(n, k + len(steps.experts)))
     places = csr_array(

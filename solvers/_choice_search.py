@@ -35,6 +35,7 @@ def load_kernels() -> None:
         np.ones((4, 2)), 1, budgets=[ResourceBudget("tiny", np.array([1.0, 2.0]), np.full(4, 2.0))]
     )
     search = ChoiceSearch(tiny, Limits(time=1.0))
+    search.insert()
     search.price(None)
     choose(search.clients, search.dual, 0.0, None, 1.0)
 
@@ -47,12 +48,17 @@ class ChoiceSearch(Search):
     ----------
     pool : tuple of ndarray, or None
         Choices to start with, see `generate`; after `price` all that were generated.
+    floors : tuple of ndarray, shape (n, G), and float, or None
+        Lower bounds of layers that may give way, and what each of their experts is worth more; no other search
+        than `price`, `insert`, `untangle` and `combine` knows them.
     """
 
     pool: Pool | None = None
+    floors: tuple[npt.NDArray[np.int64], float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.clients = self.clients.with_floors(self.floors)
         # What choices lose at most in the next program of them, and in the last one.
         self._limit, self._combined = 0.0, -1.0
 

@@ -160,7 +160,10 @@ def insert(
         score, size, least, most, layer_of, layer_min, layer_max, load_max, used, count, within, loads, held
     )
     for i in range(n):
-        if least[i] > 0:
+        needs = least[i]
+        for g in range(layers):
+            needs = max(needs, layer_min[i, g])
+        if needs > 0:
             _take_least(at, i, listed)
     first, second, closed = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int8)  # first two: ranks
     missing = _place(at, load_min, ranked, first, second, closed)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedmoe_sched.solvers._compile import jit, part
-from fedmoe_sched.solvers._nested_kernels import greedy, is_nested, owed, owed_change, price_numbers
+from fedmoe_sched.solvers._nested_kernels import floor_worth, greedy, is_nested, owed, owed_change, price_numbers
 
 __all__ = ["core_of", "fractional", "multipliers", "rank", "rate", "respond", "split_knapsack"]
 
@@ -229,8 +229,8 @@ def _weigh(  # noqa: PLR0912
 
 @part
 def rate(
-    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, least: int, most: int, listed: Any,
-    count: int, weight: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int,
+    listed: Any, count: int, weight: Any, key: Any, load: Any, shifted: Any, pull: Any, within: Any,
 ) -> Any:  # fmt: skip
     """Weigh the budgets, price the bounds on numbers, if any, and sort experts by what they are worth per load.
 
@@ -240,8 +240,8 @@ def rate(
     if is_nested(layer_of, low, high, least, listed, count, within):
         net, takes = np.empty(len(reduced)), np.empty(len(reduced), np.int8)
         bound, price = price_numbers(
-            reduced, size, client, layer_of, low, high, least, most, listed, count, weight, load, shifted, pull,
-            net, within, takes,
+            reduced, size, client, layer_of, low, high, short, least, most, listed, count, weight, load, shifted,
+            pull, net, within, takes,
         )  # fmt: skip
         for k in range(count):
             j = listed[k]
@@ -256,10 +256,21 @@ def rate(
 
 
 @part
+def _alike(size: Any, client: int, layer_of: Any, one: int, other: int) -> bool:
+    """Whether two experts of the same worth are the same to a client."""
+    if layer_of[one] != layer_of[other]:
+        return False
+    same = True
+    for r in range(size.shape[0]):
+        same = same and size[r, client, one] == size[r, client, other]
+    return same
+
+
+@part
 def _by_branching(  # noqa: PLR0912, PLR0915
-    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, listed: Any, count: int, least: int,
-    most: int, key: Any, load: Any, shifted: Any, pull: Any, within: Any, open_: Any, state: Any, used: Any,
-    best: Any, weight: Any,
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, short: float, listed: Any,
+    count: int, least: int, most: int, key: Any, load: Any, shifted: Any, pull: Any, within: Any, open_: Any,
+    state: Any, used: Any, best: Any, weight: Any,
 ) -> Any:  # fmt: skip
     """Search the choices of a client; mark the best one in `best`; return its worth and an upper bound."""
     resources = size.shape[0]
@@ -267,8 +278,8 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         best[k] = 0
         state[k] = 0
     ceiling, _ = rate(
-        reduced, size, client, layer_of, low, high, least, most, listed, count, weight, key, load, shifted, pull,
-        within,
+        reduced, size, client, layer_of, low, high, short, least, most, listed, count, weight, key, load, shifted,
+        pull, within,
     )  # fmt: skip
     for r in range(resources):
         used[r] = 0.0
@@ -277,7 +288,7 @@ def _by_branching(  # noqa: PLR0912, PLR0915
     for k in range(count):
         open_[layer_of[listed[k]]] += 1
     worth, record, held, depth, nodes, total = 0.0, -np.inf, 0, 0, 0, 0.0
-    due = owed(pull, low, high, least, most)
+    due = owed(pull, low, high, short, least, most)
     complete = ceiling > -np.inf
     if not complete:
         return -np.inf, -np.inf
@@ -288,10 +299,11 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         hopeless = held + count - depth < least
         if depth > 0:  # what was left out may have been needed
             g = layer_of[listed[depth - 1]]
-            hopeless = hopeless or within[g] + open_[g] < low[g]
+            hopeless = hopeless or (short == np.inf and within[g] + open_[g] < low[g])
         if depth == count:
-            if not hopeless and worth > record:
-                record = worth
+            earned = floor_worth(within, low, short)
+            if not hopeless and worth + earned > record:
+                record = worth + earned
                 for k in range(count):
                     best[k] = state[k] == 1
             hopeless = True
@@ -324,6 +336,8 @@ def _by_branching(  # noqa: PLR0912, PLR0915
         fits = held < most and within[g] < high[g]
         for r in range(resources):
             fits = fits and used[r] + size[r, client, j] <= 1.0 + 1e-11
+        if depth > 0 and state[depth - 1] == 2 and reduced[listed[depth - 1]] == reduced[j]:
+            fits = fits and not _alike(size, client, layer_of, listed[depth - 1], j)  # one that was left out
         state[depth] = 2
         open_[g] -= 1
         if fits:
@@ -377,13 +391,14 @@ def _by_core(
 @jit
 def respond(  # noqa: PLR0912
     gain: Any, size: Any, least: Any, most: Any, layer_of: Any, layer_min: Any, layer_max: Any, units: Any,
-    budgets: Any, prices: Any, chosen: Any, worth: Any,
+    budgets: Any, short: float, prices: Any, chosen: Any, worth: Any,
 ) -> None:  # fmt: skip
     """Let every client choose at these prices.
 
     Writes the choices, shape (n, m), and an upper bound on the worth of each client's best one. ``units[i, j]``
     are sizes in whole units of which client i has ``budgets[i]``; -1 where there is no such unit, or where there
-    are bounds on layers.
+    are bounds on layers. What an expert is worth more up to a layer's lower bound is `short`; infinite: it is
+    never missed.
     """
     (n, m), layers = gain.shape, layer_min.shape[1]
     widest = 0
@@ -412,8 +427,9 @@ def respond(  # noqa: PLR0912
         if min(most[i], layer_max[i, 0]) < count or layers > 1 or least_of_all > 0:
             rank(reduced, listed, count)
         value, _ = greedy(
-            reduced, layer_of, layer_min[i], layer_max[i], least[i], most[i], listed, count, within, chosen[i]
-        )
+            reduced, layer_of, layer_min[i], layer_max[i], short, least[i], most[i], listed, count, within,
+            chosen[i],
+        )  # fmt: skip
         worth[i] = value
         if value == -np.inf:
             for j in range(m):
@@ -442,8 +458,8 @@ def respond(  # noqa: PLR0912
             fits = kept < most[i] or value <= 1e-9 * (1.0 + worth[i])
         if not fits:  # several resources, no units, or more experts than the client may take
             record, ceiling = _by_branching(
-                reduced, size, i, layer_of, layer_min[i], layer_max[i], listed, count, least[i], most[i], key,
-                load, shifted, pull, within, open_, state, used, best, weight,
+                reduced, size, i, layer_of, layer_min[i], layer_max[i], short, listed, count, least[i], most[i],
+                key, load, shifted, pull, within, open_, state, used, best, weight,
             )  # fmt: skip
             worth[i] = min(worth[i], ceiling)
             if record > -np.inf:

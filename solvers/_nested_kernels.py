@@ -14,7 +14,7 @@ import numpy as np
 
 from fedmoe_sched.solvers._compile import part
 
-__all__ = ["greedy", "is_nested", "owed", "owed_change", "price_numbers"]
+__all__ = ["floor_worth", "greedy", "is_nested", "owed", "owed_change", "price_numbers"]
 
 _CUTS, _CLOSE = 12, 1e-4  # prices of the budget that are tried, and parts of the bound that they may miss
 _WEIGHINGS, _STALLED = 12, 2  # weights of resources that are tried, and so many without a better bound,
@@ -38,13 +38,14 @@ def is_nested(layer_of: Any, low: Any, high: Any, least: int, listed: Any, count
 
 @part
 def greedy(  # noqa: PLR0912
-    net: Any, layer_of: Any, low: Any, high: Any, least: int, most: int, listed: Any, count: int, within: Any,
-    takes: Any,
+    net: Any, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int, listed: Any, count: int,
+    within: Any, takes: Any,
 ) -> Any:  # fmt: skip
     """Take the best of some experts, which are sorted, that keep the bounds of the layers and of the client.
 
     Returns what they are worth, -inf if nothing keeps the bounds, and from which worth on experts are taken where
-    no layer binds.
+    no layer binds. Where lower bounds of layers may give way, the first experts of a layer, that many, are worth
+    `short` more.
     """
     total, worth, bar = 0, 0.0, 0.0
     for g in range(len(low)):
@@ -58,6 +59,8 @@ def greedy(  # noqa: PLR0912
             within[g] += 1
             total += 1
             worth += net[j]
+    if short < np.inf:
+        return _greedy_with_floors(net, layer_of, low, high, short, least, most, listed, count, within, takes)
     for g in range(len(low)):
         if within[g] < low[g]:
             return -np.inf, 0.0
@@ -86,6 +89,47 @@ def greedy(  # noqa: PLR0912
 
 
 @part
+def _greedy_with_floors(
+    net: Any, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int, listed: Any, count: int,
+    within: Any, takes: Any,
+) -> Any:  # fmt: skip
+    """As `greedy`, where `takes` marks the first experts of each layer: they and the others are merged."""
+    total, worth, bar, first, other = 0, 0.0, 0.0, 0, 0
+    for k in range(count):
+        takes[listed[k]] *= 2
+    for g in range(len(low)):
+        within[g] = 0
+    while True:
+        while first < count and takes[listed[first]] != 2:
+            first += 1
+        while other < count and (
+            takes[listed[other]] > 0 or within[layer_of[listed[other]]] >= high[layer_of[listed[other]]]
+        ):
+            other += 1
+        best = -np.inf
+        if first < count:
+            best = net[listed[first]] + short
+        earlier = first < count and (other == count or best >= net[listed[other]])
+        if not earlier and other < count:
+            best = net[listed[other]]
+        if total == most:
+            bar = max(bar, best)
+            break
+        if best == -np.inf or (total >= least and best <= 0.0):
+            break
+        j = listed[first if earlier else other]
+        takes[j] = 1
+        within[layer_of[j]] += 1
+        total += 1
+        worth += best
+        bar = min(bar, best)
+    for k in range(count):
+        if takes[listed[k]] == 2:
+            takes[listed[k]] = 0
+    return (worth if total >= least else -np.inf), bar
+
+
+@part
 def _sort(net: Any, listed: Any, count: int) -> None:
     """Sort by insertion, the largest first: the order is nearly right already."""
     for k in range(1, count):
@@ -107,14 +151,14 @@ def _weighed(size: Any, client: int, weight: Any, listed: Any, count: int, load:
 
 @part
 def _respond_at(
-    price: float, reduced: Any, load: Any, layer_of: Any, low: Any, high: Any, least: int, most: int, listed: Any,
-    count: int, net: Any, within: Any, takes: Any,
+    price: float, reduced: Any, load: Any, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int,
+    listed: Any, count: int, net: Any, within: Any, takes: Any,
 ) -> Any:  # fmt: skip
     """Choose at a price of the weighed budget; return the bound that it proves, its slope, and as in `greedy`."""
     for k in range(count):
         net[listed[k]] = reduced[listed[k]] - price * load[listed[k]]
     _sort(net, listed, count)
-    worth, bar = greedy(net, layer_of, low, high, least, most, listed, count, within, takes)
+    worth, bar = greedy(net, layer_of, low, high, short, least, most, listed, count, within, takes)
     slope = 1.0
     for k in range(count):
         if takes[listed[k]]:
@@ -124,8 +168,8 @@ def _respond_at(
 
 @part
 def price_numbers(  # noqa: PLR0912, PLR0915
-    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, least: int, most: int, listed: Any,
-    count: int, weight: Any, load: Any, shifted: Any, pull: Any, net: Any, within: Any, takes: Any,
+    reduced: Any, size: Any, client: int, layer_of: Any, low: Any, high: Any, short: float, least: int, most: int,
+    listed: Any, count: int, weight: Any, load: Any, shifted: Any, pull: Any, net: Any, within: Any, takes: Any,
 ) -> Any:  # fmt: skip
     """Find weights of the budgets, their price, and prices of the bounds on numbers, that bound a client closely.
 
@@ -149,7 +193,7 @@ def price_numbers(  # noqa: PLR0912, PLR0915
         left, left_bound, right, right_bound = 0.0, 0.0, 0.0, 0.0
         for _ in range(_CUTS):
             value, slope, _ = _respond_at(
-                price, reduced, load, layer_of, low, high, least, most, listed, count, net, within, takes
+                price, reduced, load, layer_of, low, high, short, least, most, listed, count, net, within, takes
             )
             if value == -np.inf:
                 return value, 0.0
@@ -201,7 +245,7 @@ def price_numbers(  # noqa: PLR0912, PLR0915
         price = at
     _weighed(size, client, weight[1], listed, count, load)
     _, _, bar = _respond_at(
-        best, reduced, load, layer_of, low, high, least, most, listed, count, net, within, takes
+        best, reduced, load, layer_of, low, high, short, least, most, listed, count, net, within, takes
     )
     pull[layers] = bar
     for g in range(layers):
@@ -213,7 +257,9 @@ def price_numbers(  # noqa: PLR0912, PLR0915
                 worst = net[j]
             elif layer_of[j] == g and next_ == -np.inf:
                 next_ = net[j]
-        if within[g] == low[g] and low[g] > 0 and worst < bar:
+        if within[g] < low[g]:  # that gives way
+            pull[g] = short
+        elif within[g] == low[g] and low[g] > 0 and worst < bar:
             pull[g] = bar - worst
         elif within[g] == high[g] and next_ > bar:
             pull[g] = bar - next_
@@ -223,13 +269,26 @@ def price_numbers(  # noqa: PLR0912, PLR0915
 
 
 @part
-def owed(pull: Any, low: Any, high: Any, least: int, most: int) -> float:
-    """Return what the prices of the bounds on numbers cost at least, if nothing is taken yet."""
+def owed(pull: Any, low: Any, high: Any, short: float, least: int, most: int) -> float:
+    """Return what the prices of the bounds on numbers cost at least, if nothing is taken yet.
+
+    Less what is earned at most: `floor_worth`.
+    """
     bar = pull[len(low)]
     total = -bar * (most if bar > 0.0 else least)
     for g in range(len(low)):
         total += pull[g] * (low[g] if pull[g] > 0.0 else high[g])
-    return float(total)
+    return float(total - floor_worth(low, low, short))
+
+
+@part
+def floor_worth(within: Any, low: Any, short: float) -> float:
+    """Return what is earned by experts up to the lower bounds of layers; nothing where these do not give way."""
+    earned = 0.0
+    if short < np.inf:
+        for g in range(len(low)):
+            earned += short * min(within[g], low[g])
+    return earned
 
 
 @part

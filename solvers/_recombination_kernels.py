@@ -147,8 +147,8 @@ def recombine(  # noqa: PLR0912, PLR0915
                     reduced[e] = own[c, e] - price[e]
                 found, all_ = near_choices(
                     reduced, own_size, own_units[c], own_budgets[c], c, own_layer, own_low[c], own_high[c],
-                    own_least[c], own_most[c], worth[c], limit, order, key, load, shifted, pull, within, open_,
-                    table, state, used, sure, taken, loss, starts[c], listed_most,
+                    np.inf, own_least[c], own_most[c], worth[c], limit, order, key, load, shifted, pull, within,
+                    open_, table, state, used, sure, taken, loss, starts[c], listed_most,
                 )  # fmt: skip
                 if found < 0:
                     return 0.0, slack
@@ -188,7 +188,9 @@ def _adapt(  # noqa: PLR0912
         best[e], direction[e] = price[e], 0.0
     record, trust, stalled = np.inf, 1.0, 0
     for at in range(steps + 1):
-        respond(gain, size, least, most, layer_of, layer_min, layer_max, units, budgets, price, chosen, worth)
+        respond(
+            gain, size, least, most, layer_of, layer_min, layer_max, units, budgets, np.inf, price, chosen, worth
+        )
         bound = 0.0
         for c in range(len(worth)):
             bound += worth[c]

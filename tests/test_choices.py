@@ -232,7 +232,7 @@ def test_clients_with_too_many_nearly_best_choices_have_their_best_one():
     problem = contended(40, 10, step=10.0)  # all scores are 0: every choice is as good as any
     clients = Clients.of(problem.replace(load_min=0, load_max=40, capacity=6))
     dual = Dual.at(clients, np.full(10, -1e-3))[0]
-    listed = list_near(*clients.arrays, dual.prices, dual.worth, 1.0, 1)
+    listed = list_near(*clients.arrays, np.inf, dual.prices, dual.worth, 1.0, 1)
     assert (np.diff(listed[1]) == 0).any()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_choice_program, "_EACH", 1)

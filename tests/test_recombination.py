@@ -168,7 +168,7 @@ def test_a_client_with_whole_sizes_chooses_best(gain, budget, random):
     gain = np.where(units[0] <= budget, gain, -np.inf)[None]
     layers = np.zeros(m, np.int64), np.zeros((1, 1), np.int64), np.full((1, 1), m)
     counts = np.zeros(1, np.int64), np.full(1, m)
-    respond(gain, size, *counts, *layers, units, np.array([budget]), np.zeros(m), chosen, worth)
+    respond(gain, size, *counts, *layers, units, np.array([budget]), np.inf, np.zeros(m), chosen, worth)
     table = np.zeros(budget + 1)
     for value, unit in zip(gain[0], units[0], strict=True):
         if value > 0:

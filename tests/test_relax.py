@@ -24,6 +24,8 @@ from fedmoe_sched import (
     schedule,
     solve,
 )
+from fedmoe_sched import relax as relax_module
+from fedmoe_sched._elastic_choices import relax_by_choices
 from fedmoe_sched._elastic_program import BudgetRelaxation, relax_by_program
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import objective, violations
@@ -31,6 +33,7 @@ from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.instances import generate
 from fedmoe_sched.relax import priced, relax, solve_soft
 
+SOFT = {kind: st.sampled_from([1, 2, 0.75]) for kind in ("min_experts", "load_min", "load_max")}
 KINDS = ("min_experts", "load_min", "load_max", "capacity", "layer_min", "layer_max")
 
 
@@ -219,17 +222,39 @@ def test_budgets_are_kept_and_the_relaxation_is_least_and_the_best(problem, weig
     check_least_and_best(problem, weights)
 
 
-def scarce(n_clients: int, n_experts: int, seed: int) -> AssignmentProblem:
+@settings(deadline=None, max_examples=40)
+@given(
+    problem=tiny_problems(budgeted=True, with_layers=True).filter(lambda p: p.n_clients * p.n_experts <= 12),
+    weights=st.fixed_dictionaries({"layer_min": st.sampled_from([1, 0.1])}, optional=SOFT),
+)
+def test_choices_prove_the_least_relaxation_of_layers_by_themselves(problem, weights):
+    if not problem.budgets or problem.layers is None:
+        return
+    found, expected = relax_by_choices(problem, weights, 60.0), least_cost(problem, weights)
+    if expected is None:
+        assert (found.assignment, found.bound) == (None, np.inf)
+        return
+    least, best = expected
+    assert found.bound == pytest.approx(least)
+    lacking = relax_module._widened(problem, found.assignment, weights, found.bound)
+    assert lacking.total == pytest.approx(least)
+    assert objective(problem, found.assignment) == pytest.approx(best, abs=1e-6)
+
+
+def scarce(n_clients: int, n_experts: int, seed: int, layers: int = 0) -> AssignmentProblem:
     """Ask for more than the budgets allow: two experts for each client, and nearly as many places as there are."""
     problem = generate("budgets", n_clients, n_experts, seed=seed)
     return problem.replace(
-        load_min=(0.9 * problem.load_max).astype(int), min_experts=np.minimum(problem.capacity, 2)
+        load_min=(0.9 * problem.load_max).astype(int),
+        min_experts=np.minimum(problem.capacity, 2),
+        layers=ExpertLayers(np.arange(n_experts) % layers, layer_min=1, layer_max=2) if layers else None,
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_choices_of_many_clients_need_as_little_as_the_integer_program(seed):
-    problem, weights = scarce(40, 6, seed), {"min_experts": 1.0, "load_min": 2.0, "load_max": 1.5}
+@pytest.mark.parametrize(("seed", "layers"), [(0, 0), (1, 0), (2, 0), (3, 2), (4, 3)])
+def test_choices_of_many_clients_need_as_little_as_the_integer_program(seed, layers):
+    problem, weights = scarce(40, 6, seed, layers), {"min_experts": 1.0, "load_min": 2.0, "load_max": 1.5}
+    weights |= {"layer_min": 1.2} if layers else {}
     relaxed = relax(problem, weights)
     assert relaxed.proved
     program = relax_by_program(problem, weights, 60.0)
@@ -239,10 +264,11 @@ def test_choices_of_many_clients_need_as_little_as_the_integer_program(seed):
     assert objective(problem, relaxed.assignment) >= objective(problem, program.assignment) - 1e-6
 
 
-def test_least_total_of_hundreds_of_clients_is_proved_within_budgets():
-    relaxed = relax(scarce(300, 12, 0))
+@pytest.mark.parametrize("layers", [0, 3])
+def test_least_total_of_hundreds_of_clients_is_proved_within_budgets(layers):
+    relaxed = relax(scarce(300, 12, 0, layers))
     assert relaxed.proved
-    assert relaxed.total == 18
+    assert relaxed.total == {0: 18, 3: 346}[layers]
     assert not violations(relaxed.problem, relaxed.assignment)
 
 
@@ -296,7 +322,7 @@ def test_prices_within_budgets_are_what_one_more_place_gains():
     priced_ = []
 
     @settings(deadline=None, max_examples=60)
-    @given(problem=tiny_problems(budgeted=True))
+    @given(problem=tiny_problems(budgeted=True) | tiny_problems(budgeted=True, with_layers=True))
     def check(problem):
         relaxed = relax(problem)
         if not problem.budgets or not relaxed.relaxations:
@@ -305,12 +331,12 @@ def test_prices_within_budgets_are_what_one_more_place_gains():
         for one in priced(solve(relaxed.problem, "lagrangian"), relaxed.relaxations):
             if one.price is None:
                 continue
+            if one.used == 0 and one.asked > 0:
+                assert one.price == 0
+                continue
             priced_.append(one)
-            at = one.expert if one.client is None else one.client
-            bounds = getattr(relaxed.problem, one.bound).copy()
-            bounds[at] = bounds[at] + 1 if one.bound == "load_max" else max(0, bounds[at] - 1)
-            wider = relaxed.problem.replace(**{one.bound: bounds})
+            wider = moved(relaxed.problem, one)
             assert one.price == pytest.approx(brute_force(wider) - best, abs=1e-6)
 
     check()
-    assert {one.bound for one in priced_} >= {"load_min", "min_experts"}
+    assert {one.bound for one in priced_} >= {"load_min", "min_experts", "layer_min"}
