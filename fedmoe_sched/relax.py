@@ -3,8 +3,8 @@
 Without budgets the least total is a minimum cost flow (`fedmoe_sched._elastic`), proved by its potentials. All
 assignments that need no more are complementary to these potentials, and so those of another network problem: of
 these the one of the best objective says which bounds give way. Budgets are what clients have, and never give way:
-with them column generation over choices of clients bounds and finds both (`fedmoe_sched._elastic_choices`), or integer
-programs do (`fedmoe_sched._elastic_program`).
+with them column generation over choices of clients bounds and finds both (`fedmoe_sched._elastic_choices`), or
+integer programs do (`fedmoe_sched._elastic_program`).
 """
 
 from __future__ import annotations
