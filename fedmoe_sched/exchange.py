@@ -249,14 +249,16 @@ def _shortest(cost: FloatArray, tolerance: float) -> tuple[FloatArray, list[int]
     size = len(cost)
     distance = np.zeros(size)
     parent = np.full(size, -1)
+    changed, every = np.arange(size), np.arange(size)
     for _ in range(size + 1):
-        through = distance[:, None] + cost
+        through = distance[changed, None] + cost[changed]
         best = np.argmin(through, axis=0)
-        candidate = through[best, np.arange(size)]
+        candidate = through[best, every]
         closer = candidate < distance - tolerance
         if not closer.any():
             return distance, None
-        distance[closer], parent[closer] = candidate[closer], best[closer]
+        distance[closer], parent[closer] = candidate[closer], changed[best[closer]]
+        changed = np.flatnonzero(closer)  # from all others nothing has come closer
     node = int(np.argmax(closer))
     for _ in range(size):  # every node that is still getting closer hangs below a cycle of parents
         node = int(parent[node])
