@@ -198,18 +198,40 @@ def _respond(rows: Rows, at: IntArray, found: Responses, resources: list[Knapsac
         rows.lower = np.maximum(rows.lower, greedy(rows, part.rest))
         rows = rows.decided(part)
         work = _Work(work.at, rows, relaxed(rows, part.budgets)).noted(found)
-    for states in (_FEW, _MANY):
-        items = np.isfinite(work.rows.worth).sum(axis=(1, 2))
-        most = max(_FEW, min(states, _WORK // max(1, int(items.sum()))))
-        by_size = np.argsort(items, kind="stable")
-        step = _TOGETHER // most
-        for start in range(0, len(by_size), step):
-            some = work.those(by_size[start : start + step])
-            lower, upper = enumerated(some.rows, some.part, most)
-            found.lower[some.at], found.upper[some.at] = lower, np.minimum(found.upper[some.at], upper)
-        work.rows.lower = found.lower[work.at]
-        work = work.those(np.flatnonzero(_open(found, work.at)))
+    work = _enumerate(work, found, _FEW)
+    if len(resources) == 1 and work.rows.low.shape[1] == 1:
+        work = _by_exact_tables(work, found, resources[0])
+    work = _enumerate(work, found, _MANY)
     _by_tables(work, found, resources)
+
+
+def _enumerate(work: _Work, found: Responses, states: int) -> _Work:
+    """Enumerate choices, with so many states per client at most; return what is left open."""
+    items = np.isfinite(work.rows.worth).sum(axis=(1, 2))
+    most = max(_FEW, min(states, _WORK // max(1, int(items.sum()))))
+    by_size = np.argsort(items, kind="stable")
+    step = _TOGETHER // most
+    for start in range(0, len(by_size), step):
+        some = work.those(by_size[start : start + step])
+        lower, upper = enumerated(some.rows, some.part, most)
+        found.lower[some.at], found.upper[some.at] = lower, np.minimum(found.upper[some.at], upper)
+    work.rows.lower = found.lower[work.at]
+    return work.those(np.flatnonzero(_open(found, work.at)))
+
+
+def _by_exact_tables(work: _Work, found: Responses, resource: Knapsacks) -> _Work:
+    """Solve clients of one budget in whole units, where that is cheaper than many states; return the others."""
+    left = np.ones(len(work.at), dtype=np.bool_)
+    for place, client in enumerate(work.at.tolist()):
+        table, constant = _table(work.rows, work.part, place, 0, resource, client)
+        # Whole numbers fit below a whole one, whether rounding lets a hair more in or keeps one back.
+        room, hair, allowed = work.rows.room[0, place], work.rows.hair, resource.allowed[client]
+        sure = room > 2 * hair and np.floor((room + hair) * allowed) == np.floor((room - 2 * hair) * allowed)
+        if sure and table.units.exact and table.cells <= _MANY * len(table.values):
+            best = max(float(work.rows.lower[place]), constant + table.best())
+            found.lower[client] = found.upper[client] = min(found.upper[client], best)
+            left[place] = False
+    return work.those(np.flatnonzero(left))
 
 
 def _by_tables(work: _Work, found: Responses, resources: list[Knapsacks]) -> None:
@@ -248,5 +270,5 @@ def _table(
     left = max(0.0, float(rows.room[one, place] + rows.hair)) * allowed if limited else 0.0
     experts = rows.expert[place][kept]
     sizes = resource.sizes[client, experts] if limited else np.zeros(len(experts))
-    whole, budget = whole_units(np.minimum(sizes, left), left, _MOST_UNITS, _UNITS)
-    return Table(values[kept], whole, budget, least, min(most, len(experts))), constant
+    units = whole_units(np.minimum(sizes, left), left, _MOST_UNITS, _UNITS)
+    return Table(values[kept], units, least, min(most, len(experts))), constant

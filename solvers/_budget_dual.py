@@ -175,8 +175,8 @@ def _in_units(problem: AssignmentProblem, fits: npt.NDArray[np.bool_]) -> tuple[
         [resource] = problem.budgets
         for i in np.flatnonzero(np.isfinite(resource.budget)).tolist():
             sizes = resource.sizes_of(np.array([i]))[0]
-            whole, budget = whole_units(sizes[fits[i]], float(resource.allowed[i]), _MOST_UNITS, _UNITS)
-            units[i, fits[i]], budgets[i] = whole, budget
+            whole = whole_units(sizes[fits[i]], float(resource.allowed[i]), _MOST_UNITS, _UNITS)
+            units[i, fits[i]], budgets[i] = whole.sizes, whole.budget
     return units, budgets
 
 

@@ -67,10 +67,15 @@ def knapsacks(seed):
 
 
 @settings(max_examples=400, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_best_choices_are_exact(seed):
+@given(seed=st.integers(0, 2**32 - 1), states=st.sampled_from([1, 128]))
+def test_best_choices_are_exact(seed, states):
+    """With one state each, enumeration leaves clients of one budget in whole units to tables."""
     reduced, bounds, resources = knapsacks(seed)
-    found = budgeted_responses(reduced.copy(), bounds, resources)
+    with pytest.MonkeyPatch.context() as patch:
+        if states == 1:
+            patch.setattr(fedmoe_sched.knapsack_bound, "_FEW", states)
+            patch.setattr(fedmoe_sched.knapsack_bound, "_STEPS", (0, 0))
+        found = budgeted_responses(reduced.copy(), bounds, resources)
     for client in range(len(reduced)):
         best = optimum(reduced, bounds, resources, client)
         assert found.upper[client] == pytest.approx(best, rel=1e-12, abs=1e-12)
@@ -167,6 +172,25 @@ def test_tables_are_used_where_enumeration_is_cut_short():
         assert dual_bound(problem, np.zeros(30)) == pytest.approx(exact, rel=1e-12)
         patch.setattr(fedmoe_sched.knapsack_bound, "_CHEAP", 0)
         assert dual_bound(problem, np.zeros(30)) > exact * (1 + 1e-6)
+
+
+def test_one_budget_in_whole_units_is_left_to_tables(monkeypatch):
+    rng, n, m, solved = np.random.default_rng(0), 60, 11, []
+    real = fedmoe_sched._knapsack_tables.Table.best
+    monkeypatch.setattr(
+        fedmoe_sched._knapsack_tables.Table, "best", lambda table: solved.append(table) or real(table)
+    )
+    monkeypatch.setattr(fedmoe_sched.knapsack_bound, "_FEW", 1)
+    monkeypatch.setattr(fedmoe_sched.knapsack_bound, "_STEPS", (0, 0))
+    sizes = rng.integers(20, 60, (n, m)).astype(float)
+    least, most = rng.integers(0, 3, n), rng.integers(3, m + 1, n)
+    bounds = ChoiceBounds((np.arange(m),), least[:, None], most[:, None], least, most)
+    resources, worth = [Knapsacks(sizes, rng.integers(120, 240, n) + 0.5)], sizes + rng.integers(0, 9, (n, m))
+    found = budgeted_responses(worth.copy(), bounds, resources)
+    best = [optimum(worth, bounds, resources, client) for client in range(n)]
+    assert found.lower == pytest.approx(best)
+    assert found.upper == pytest.approx(best)
+    assert len(solved) > n // 2
 
 
 def test_budgets_next_to_nothing_take_next_to_nothing():
