@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +56,7 @@ def every_choice(problem):
     return choices
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.integers(0, 2**32 - 1))
 def test_a_client_chooses_best(seed):
     problem = one_client(seed)
@@ -67,7 +68,7 @@ def test_a_client_chooses_best(seed):
         assert choices[sum(1 << j for j in np.flatnonzero(chosen[0]).tolist())] == pytest.approx(best, abs=1e-9)
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 def test_all_nearly_best_choices_are_listed_and_no_others(seed, limit):
     problem = one_client(seed)
