@@ -97,7 +97,7 @@ docs: .venv/dev
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# The tests against the built wheel, in an environment and a folder that know nothing of this source tree.
+# Whether the built wheel is whole, in an environment and a folder that know nothing of this source tree.
 wheel-test: .venv/dev
 	@.ci/wheel-test "$(BIN)/python" $(JOBS)
 
