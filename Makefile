@@ -1,7 +1,7 @@
 # One command per check; CI runs the same ones. The first call makes .venv and installs, later calls do not.
 #   make demo          train random, greedy and balanced on digits; print the table; figures in demo-output/
 #   make test          the fast test suite, doctests included        (ARGS="-k name" to choose)
-#   make test-slow     what the fast suite leaves out: more and larger problems; some minutes
+#   make test-slow     what the fast suite leaves out: more and larger problems, twice the examples; some minutes
 #   make check         lint, types, docs, wheel-test, test
 #   make flower-demo   one run in the loop, in Flower's simulation, deployed on 127.0.0.1   (ARGS="--data-dir DIR")
 #   make test-flower   runs on Flower's real engines, some killed in the middle of a run; some minutes
@@ -73,7 +73,8 @@ test: .venv/dev
 	@$(BIN)/python -m pytest --quiet -n $(JOBS) --dist worksteal --doctest-modules fedmoe_sched benchmarks tests $(ARGS)
 
 test-slow: .venv/dev
-	@$(BIN)/python -m pytest --quiet -n $(JOBS) --dist worksteal -m slow tests $(ARGS)
+	@$(BIN)/python -m pytest --quiet -n $(JOBS) --dist worksteal --hypothesis-profile=slow \
+		-m "slow or hypothesis" tests $(ARGS)
 
 test-flower: .venv/dev
 	@$(BIN)/python -m pytest --quiet -m flower tests $(ARGS)
@@ -96,7 +97,7 @@ docs: .venv/dev
 	@$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# The tests against the built wheel, in an environment and a folder that know nothing of this source tree.
+# Whether the built wheel is whole, in an environment and a folder that know nothing of this source tree.
 wheel-test: .venv/dev
 	@.ci/wheel-test "$(BIN)/python" $(JOBS)
 

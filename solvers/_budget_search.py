@@ -19,6 +19,7 @@ from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
 from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._compile import compiling
 from fedmoe_sched.solvers._insertion_kernels import insert
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
@@ -45,6 +46,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @functools.cache
+@compiling()
 def load_kernels() -> None:
     """Call every kernel once: it is loaded from disk then, or compiled."""
     tiny = AssignmentProblem(

@@ -17,6 +17,7 @@ from fedmoe_sched.solvers._budget_dual import Clients, Relaxation
 from fedmoe_sched.solvers._budget_search import Search
 from fedmoe_sched.solvers._choice_master import Generated, Pool, generate
 from fedmoe_sched.solvers._choice_program import choose
+from fedmoe_sched.solvers._compile import compiling
 from fedmoe_sched.solvers._recombination import Parts
 
 __all__ = ["ChoiceSearch", "load_kernels"]
@@ -29,6 +30,7 @@ _WHOLE = 1e-6  # of shares
 
 
 @functools.cache
+@compiling()
 def load_kernels() -> None:
     """Call every kernel once: it is loaded from disk then, or compiled."""
     tiny = AssignmentProblem(

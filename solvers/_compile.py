@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 
-__all__ = ["jit", "part"]
+__all__ = ["compiling", "jit", "part"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,8 +41,26 @@ def jit(function: Function) -> Function:
 def part(function: Function) -> Function:
     """Compile what only kernels call: it is kept on disk with them, and callable from nowhere else."""
     bare: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # options without a type
-    compiled: Function = numba.njit(nogil=True, error_model="numpy", **bare)(function)
+    kernel: Any = numba.njit(nogil=True, error_model="numpy", **bare)(function)
+    # A number that starts from 0 before a loop is taken for the constant 0 first, and for any number later: what
+    # is called with it, and what that calls, would be compiled for both. Without the attribute it is.
+    template = getattr(kernel, "get_call_template", None)
+    if template is not None:
+        kernel.get_call_template = lambda args, kws: template(tuple(map(numba.types.unliteral, args)), kws)
+    compiled: Function = kernel
     return compiled
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Collect no garbage: little is among what the compiler makes, and it would take a tenth longer."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @cache

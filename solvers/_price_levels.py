@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from fedmoe_sched._arrays import BoolArray, FloatArray, IntArray, read_only
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.feasibility import find_conflict
 from fedmoe_sched.problem import AssignmentProblem
+from fedmoe_sched.solvers._compile import compiling
 from fedmoe_sched.solvers._newton_kernels import NOTHING, newton_step, quantile, surplus
 from fedmoe_sched.solvers._path_kernels import BALANCED, OUT_OF_ROOM, augment, jump
 from fedmoe_sched.solvers._response_kernels import (
@@ -445,9 +445,7 @@ class _Movers(_Clients):
 def load_kernels(dtype: npt.DTypeLike) -> None:
     """Call every kernel once with scores of this type: it is loaded from disk then, or compiled."""
     problem = AssignmentProblem(np.arange(8, dtype=dtype).reshape(4, 2), 1, load_max=3)
-    collecting = gc.isenabled()
-    gc.disable()  # the compiler makes millions of objects and hardly any rubbish: a tenth of its time
-    try:
+    with compiling():
         level = Level(problem, Ties.none(2), None, map)
         level.respond(np.zeros(2))
         level.surplus()
@@ -461,9 +459,6 @@ def load_kernels(dtype: npt.DTypeLike) -> None:
         jump(level.penalty, level._exchange_costs(), np.zeros(3), level.loads, level.load_min, level.load_max)
         level.settle(np.inf)
         level.assignment()
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _keep(block: slice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -12,10 +13,15 @@ from fedmoe_sched import SolverEntry, solvers
 # Sums of floating-point numbers depend on the number of threads; some tests compare bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Examples are the same in every run; `--hypothesis-profile=explore` looks for new ones.
-settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=100, database=None)
+# Examples are the same in every run; `--hypothesis-profile=explore` looks for new ones. Tests that ask for so many
+# get them in the slow suite, and half of them here: see `drawn.drawn`.
+settings.register_profile("repeat", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.register_profile("slow", derandomize=True, deadline=None, max_examples=100, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeat")
+
+# Nearly all that imports make stays: to look through it for garbage takes a third of the time of collecting tests.
+gc.disable()
 
 # Test arguments that stand for every backend of a kind.
 _KINDS = {
@@ -69,6 +75,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _skip_if_missing(entry: SolverEntry) -> list[pytest.MarkDecorator]:
     return [] if entry.available is True else [pytest.mark.skip(reason=str(entry.available))]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import oracle
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ def generated(clients, seconds=60.0, known=None):
     return generate(clients, np.random.default_rng(0), lambda: seconds, known)
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(BUDGETED)
 def test_the_bound_holds_and_infeasible_is_only_what_is(problem):
     clients = Clients.of(problem)
@@ -123,7 +124,7 @@ def test_without_time_there_is_a_bound_all_the_same():
     assert generated(clients, seconds=0.0).dual.bound >= generated(clients).dual.bound - 1e-6
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.data(), BUDGETED)
 def test_choices_that_lose_little_hold_the_best_or_the_bound_says_so(data, problem):
     if not problem.budgets or not np.isfinite(Clients.of(problem).gain).any():

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +69,7 @@ def clients_with_floors(problem, short):
     return Clients.of(free).with_floors((layers.layer_min[None], short))
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.integers(0, 2**32 - 1))
 def test_a_client_chooses_best(seed):
     problem = one_client(seed)
@@ -83,7 +84,7 @@ def test_a_client_chooses_best(seed):
 SHORT = st.sampled_from([0.0, 0.5, 1.0, 2.5, 100.0])
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.integers(0, 2**32 - 1), SHORT)
 def test_a_client_whose_layers_may_lack_experts_chooses_best(seed, short):
     problem = one_client(seed)
@@ -100,7 +101,7 @@ def test_a_client_whose_layers_may_lack_experts_chooses_best(seed, short):
         assert worth[0] == pytest.approx(best, abs=1e-9)
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0, 3.0]), st.just(np.inf) | SHORT)
 def test_all_nearly_best_choices_are_listed_and_no_others(seed, limit, short):
     problem = one_client(seed)

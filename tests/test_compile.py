@@ -56,6 +56,25 @@ def test_a_kernel_follows_the_files_it_is_made_of(tmp_path: Path, writable: bool
     assert home.exists() != writable
 
 
+def test_a_part_is_compiled_once_for_a_number_that_starts_as_a_constant():
+    from fedmoe_sched.solvers._compile import part
+
+    @part
+    def callee(x, count):
+        return x + count
+
+    @numba.njit
+    def caller(x):
+        count = 0
+        while count < x:
+            x = callee(x, count) - 2
+            count += 1
+        return x
+
+    assert caller(5.0) == 2.0  # 5 + 0 - 2, then 3 + 1 - 2
+    assert [str(one) for one in callee.signatures] == ["(float64, int64)"]
+
+
 def test_kernels_run_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch):
     from numba.core.caching import CacheImpl
 

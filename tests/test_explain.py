@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import brute_force, contended, layer_range, layered, tiny_problems
@@ -67,7 +68,7 @@ def turned(problem, client, expert, chosen):
     return best - bonus if best > bonus / 2 else -math.inf
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=drawn(80), deadline=None)
 @given(problem=problems())
 def test_margins_are_what_turning_a_decision_round_costs(problem):
     answer = solve(problem, SOLVER)
@@ -90,7 +91,7 @@ def test_margins_are_what_turning_a_decision_round_costs(problem):
             assert str(found).startswith(f"client {i} and expert {j}")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=drawn(80), deadline=None)
 @given(problem=problems())
 def test_sensitivities_are_what_one_unit_of_a_bound_is_worth(problem):
     answer = solve(problem, SOLVER)
@@ -118,7 +119,7 @@ def test_sensitivities_are_what_one_unit_of_a_bound_is_worth(problem):
             assert worth.min_experts[i] == pytest.approx(gain(min_experts=problem.min_experts - one), abs=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200), deadline=None)
 @given(
     problem=tiny_problems(penalised=True)
     | tiny_problems(with_layers=True)

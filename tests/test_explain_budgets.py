@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import (
@@ -84,7 +85,7 @@ def assert_brought_in(problem, client, expert, found):
         assert not any(set(other) < set(bounds) for other in found.brought_in_by)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=drawn(20), deadline=None)
 @given(problem=budgeted)
 def test_all_that_brings_a_pair_of_a_small_problem_in_is_named(problem):
     answer = solve(problem)
@@ -112,7 +113,7 @@ def test_all_that_brings_a_pair_of_a_small_problem_in_is_named(problem):
         assert sorted(map(sorted, found.brought_in_by)) == sorted(map(sorted, least))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=drawn(25), deadline=None)
 @given(problem=budgeted)
 def test_margins_of_small_problems_are_exact(problem):
     answer = solve(problem)
@@ -135,7 +136,7 @@ def by_somebody(problem, mask, prices=None):
     return Schedule(problem, "somebody", Status.FEASIBLE, StopReason.COMPLETED, **known)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 @given(problem=budgeted, data=st.data())
 def test_margins_of_any_schedule_lie_between_their_bounds(problem, data):
     """With any feasible assignment and any prices, or none, and without solving anew."""
@@ -154,7 +155,7 @@ def test_margins_of_any_schedule_lie_between_their_bounds(problem, data):
         assert_brought_in(problem, i, j, found)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=drawn(30), deadline=None)
 @given(problem=budgeted)
 def test_what_is_missing_lets_a_pair_fit_beside_the_others(problem):
     answer = solve(problem)
@@ -179,7 +180,7 @@ def test_what_is_missing_lets_a_pair_fit_beside_the_others(problem):
                     assert over != fits
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=drawn(30), deadline=None)
 @given(problem=budgeted)
 def test_places_are_worth_no_more_than_the_summary_says(problem):
     answer = solve(problem)
@@ -216,7 +217,7 @@ def any_feasible(problem, data):
     return mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(problem=budgeted, data=st.data())
 def test_what_wider_bounds_are_worth_is_between_bounds(problem, data):
     """Of optimal schedules, and of any with any prices, or none."""
@@ -245,7 +246,7 @@ def test_what_wider_bounds_are_worth_is_between_bounds(problem, data):
             assert_between(problem.replace(budgets=budgets), objective, above, below)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(problem=budgeted, data=st.data())
 def test_with_the_smallest_step_one_expert_more_or_another_one_pays(problem, data):
     mask = any_feasible(problem, data)
@@ -286,7 +287,7 @@ def test_sensitivity_by_hand():
     assert "one more place is worth" in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(data=st.data())
 def test_penalties_after_some_clients(data):
     m = data.draw(st.integers(1, 3))
@@ -354,18 +355,18 @@ def test_a_summary_by_hand():
 
 def test_bounds_are_named_as_such_where_nothing_was_proved():
     rng = np.random.default_rng(3)
-    sizes = rng.integers(20, 60, 12).astype(float)
+    sizes = rng.integers(20, 60, 8).astype(float)
     problem = AssignmentProblem(
-        rng.random((30, 12)),
+        rng.random((16, 8)),
         5,
-        load_min=6,
-        load_max=9,
-        budgets=[ResourceBudget("seconds", sizes, np.full(30, 120.0))],
+        load_min=5,
+        load_max=7,
+        budgets=[ResourceBudget("seconds", sizes, np.full(16, 120.0))],
     )
     answer = solve(problem, "lagrangian")
     held = answer.pairs.mask()
     told = {True: set(), False: set()}
-    for i, j in np.argwhere(np.ones(problem.shape, bool)).tolist()[:60]:
+    for i, j in np.argwhere(np.ones(problem.shape, bool)).tolist()[:20]:
         quick = answer.explain(i, j, time_limit=0)
         text = str(quick).splitlines()[0]
         told[quick.exact].add((i, j))
@@ -411,7 +412,7 @@ def test_budgets_with_layers_and_fitness():
     assert (why.margin, why.fitness_change) == (pytest.approx(0.4), pytest.approx(-0.2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200), deadline=None)
 @given(
     problem=budgeted
     | tiny_problems(with_layers=True)

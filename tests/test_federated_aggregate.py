@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_no_update_or_no_weight_changes_nothing():
         assert answer.expert_samples == {}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=drawn(30), deadline=None)
 @given(st.permutations(range(6)), st.integers(0, 100))
 def test_the_order_of_updates_does_not_matter_bit_for_bit(order, seed):
     rng = np.random.default_rng(seed)

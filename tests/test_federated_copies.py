@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from fedmoe_sched.federated.coordinator import Coordinator
 from fedmoe_sched.federated.experiment import Experiment
 from fedmoe_sched.federated.experiment_table import measure
 from fedmoe_sched.federated.methods import Setting
-from fedmoe_sched.federated.methods.cached import CachedExperts
+from fedmoe_sched.federated.methods.cached import CachedExperts, copy_options
 from fedmoe_sched.federated.runs import is_timing
+from fedmoe_sched.policies import POLICIES, RulePolicy, takes_option
 from fedmoe_sched.scheduler import Scheduler
 
 pytestmark = pytest.mark.train
@@ -181,7 +183,8 @@ def plain(tmp_path_factory):
 
 
 def test_current_copies_save_bytes_and_change_nothing_else(plain, tmp_path):
-    saving = run_training(small(**{"clients.cache": "current"}), tmp_path / "current")
+    alike = {"clients.cache": "current", "policy_options.max_staleness": None}  # plans as without copies
+    saving = run_training(small(**alike), tmp_path / "current")
     assert contents(plain.run.path, *BYTES) == contents(tmp_path / "current", *BYTES)
     assert all(torch.equal(value, saving.state[name]) for name, value in plain.state.items())
     for one, other in zip(plain.records, saving.records, strict=True):
@@ -206,14 +209,14 @@ def test_stale_copies_resume_and_spread_over_workers_bit_for_bit(plain, tmp_path
     assert sum(record["bytes_saved"] for record in whole.records) > 0
 
 
-@pytest.mark.parametrize("oldest", [0, 1, 3])
-def test_a_policy_that_is_told_the_age_counts_what_is_sent(tmp_path, oldest):
+@pytest.mark.parametrize("oldest", [0, 1, 2])
+def test_policies_count_what_is_sent(tmp_path, oldest):
     settings = (
         {"clients.cache": "stale", "clients.max_staleness": oldest} if oldest else {"clients.cache": "current"}
     )
     config = small(
         **settings,
-        **{"policy_options": {"switching_cost": 0.2, "max_staleness": oldest}, "rounds": 6},
+        **{"policy_options": {"switching_cost": 0.2}, "rounds": 6},
         **{"devices.source": "synthetic", "devices.expert_bytes": 4e6, "devices.shared_bytes": 1e6},
     )
     records = run_training(config, tmp_path / "run").records
@@ -223,13 +226,38 @@ def test_a_policy_that_is_told_the_age_counts_what_is_sent(tmp_path, oldest):
     assert sum(record["bytes_saved"] for record in records) > 0
 
 
+class Stubborn(RulePolicy):
+    """Of a user who says what counts as held."""
+
+    name = "stubborn"
+    fixed: ClassVar = {"max_staleness": None}
+
+
+class Bare(Scheduler):
+    """Of a user who hands nothing on to the scheduler."""
+
+    name = "bare"
+
+    def __init__(self, experts, *, seed=0):
+        super().__init__(experts, seed=seed)
+
+
+def test_policies_are_told_only_what_they_can_be_told(monkeypatch):
+    for cls in (Stubborn, Bare):
+        monkeypatch.setitem(POLICIES, cls.name, f"{__name__}:{cls.__name__}")
+    assert copy_options("random", 2) == copy_options("scheduler", 2) == {"max_staleness": 2}
+    assert copy_options("random", 0) == {"max_staleness": 0}
+    assert copy_options("random", None) == copy_options("stubborn", 2) == copy_options("bare", 2) == {}
+    assert takes_option("bare", "seed")
+
+
 def test_bytes_and_seconds_of_clients_that_never_change(tmp_path):
     """Six clients, two experts of three clients each, copies up to a round old: every second round sends none."""
     config = small(
         **{
             "clients.cache": "stale", "clients.capacity": 1, "clients.participation": 1.0,
             "clients.failure_rate": 0.0, "model.experts": 2,
-            "policy_options": {"switching_cost": 100.0, "balance": 0.0},
+            "policy_options": {"switching_cost": 100.0, "balance": 0.0, "max_staleness": None},
             "devices.source": "synthetic", "devices.expert_bytes": 4e6, "devices.shared_bytes": 1e6, "rounds": 4,
         }
     )  # fmt: skip

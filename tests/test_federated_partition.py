@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ def split(labels=LABELS, seed=0, **options):
     return partition(labels, ClientsConfig(**options), n_classes=10, seed=seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 @given(
     kind=st.sampled_from(["classes", "dirichlet", "iid", "domains"]),
     count=st.integers(10, 60),

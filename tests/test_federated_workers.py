@@ -170,8 +170,9 @@ run_training(TrainConfig.from_toml(sys.argv[1]), sys.argv[2], callbacks=[lambda 
 @pytest.mark.parametrize(
     ("send", "number"),
     [
-        (os.killpg, signal.SIGINT),  # as Ctrl-C does
         (os.kill, signal.SIGKILL),
+        # As Ctrl-C does. That of a whole experiment is among the fast tests.
+        pytest.param(os.killpg, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(os.kill, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(os.killpg, signal.SIGKILL, marks=pytest.mark.slow),
     ],

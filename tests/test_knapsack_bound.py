@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import clustered
@@ -66,7 +67,7 @@ def knapsacks(seed):
     return reduced, ChoiceBounds(members, low, high, least, most), resources
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=drawn(400), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), states=st.sampled_from([1, 128]))
 def test_best_choices_are_exact(seed, states):
     """With one state each, enumeration leaves clients of one budget in whole units to tables."""
@@ -82,7 +83,7 @@ def test_best_choices_are_exact(seed, states):
         assert found.lower[client] == pytest.approx(best, rel=1e-12, abs=1e-12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), states=st.integers(1, 3), cells=st.sampled_from([0, 10**9]))
 def test_what_is_cut_short_is_still_a_bound(seed, states, cells):
     reduced, bounds, resources = knapsacks(seed)
@@ -200,7 +201,7 @@ def test_budgets_next_to_nothing_take_next_to_nothing():
     assert found.upper[0] == 1.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=drawn(200), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_what_rounding_lets_into_a_budget_is_counted(seed):
     """Budgets that large and tiny sizes fill to the last bit: what large ones leave is rounding alone."""

@@ -6,6 +6,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import oracle
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +83,7 @@ def test_a_single_client_whose_engine_never_ends(monkeypatch):
     assert answer.bound >= best > 7.5
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.data(), oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, with_layers=True))
 def test_insertion_keeps_budgets_and_says_what_is_missing(data, problem):
     if not problem.budgets:

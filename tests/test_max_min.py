@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import clustered, contended, enumerate_assignments, layered, tiny_problems
@@ -59,7 +60,7 @@ def test_no_assignment_is_fairer(problem):
     judge(problem)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=drawn(150))
 @given(problem=st.one_of(tiny_problems(with_layers=True), st.integers(0, 2000).map(layered)))
 def test_no_assignment_is_fairer_with_layers(problem):
     judge(problem)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,7 +78,7 @@ def test_fitness_given_up_takes_a_schedule():
         fitness_given_up(fitness, 1, Assignment.from_mask(np.eye(2, dtype=bool)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=drawn(100))
 @given(st.integers(0, 2**32 - 1))
 def test_best_is_that_of_brute_force(seed):
     generator = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import brute_force, layer_range, linear_program, tiny_problems
@@ -75,7 +76,7 @@ def assert_every_bound_is_needed(problem, conflict):
         assert one.number in (conflict.experts if one.kind.startswith("load") else conflict.clients)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=drawn(300))
 @given(
     problem=st.one_of(
         tiny_problems(),

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_tools import assert_unchanged, frozen, simulate
@@ -299,7 +300,7 @@ def planned(policy, capacity, eligible, fitness):
 
 
 @given(rounds(), st.none() | st.integers(1, 4), st.integers(0, 3), st.integers(0, 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=drawn(80), deadline=None)
 def test_degrees_hold_or_the_schedule_says_which_were_relaxed(case, places, least, more):
     capacity, eligible, fitness = case
     options = {"clients_per_expert": places, "min_experts": least, "max_experts": max(1, least + more)}
@@ -325,7 +326,7 @@ def test_degrees_hold_or_the_schedule_says_which_were_relaxed(case, places, leas
 
 
 @given(rounds(most_clients=4, most_experts=3), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 def test_relaxed_degrees_are_the_most_even_and_then_the_most_relevant(case, places, least):
     capacity, eligible, fitness = case
     n, m = fitness.shape
@@ -346,7 +347,7 @@ def test_relaxed_degrees_are_the_most_even_and_then_the_most_relevant(case, plac
 
 
 @given(rounds(most_clients=4, most_experts=3), st.none() | st.integers(1, 3), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 def test_layers_are_kept_and_experts_relaxed_by_the_fewest_places(case, places, data):
     """Against every assignment: no expert has more than its number where there is another way."""
     capacity, eligible, fitness = case
@@ -383,7 +384,7 @@ def test_layers_are_kept_and_experts_relaxed_by_the_fewest_places(case, places, 
 
 
 @given(rounds(), st.sampled_from([0.0, 0.25, 1.0]), st.integers(0, 9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=drawn(80), deadline=None)
 def test_loads_are_bounded_or_the_schedule_says_which_bounds_were_widened(case, balance, seed):
     capacity, eligible, fitness = case
     policy = FlexMoePolicy(fitness.shape[1], balance=balance)

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_tools import assert_limits_hold, assert_resumes, assert_trains_and_resumes, worlds
@@ -226,7 +227,7 @@ def test_a_trial_survives_the_file(tmp_path):
 
 
 @given(worlds(), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 def test_limits_hold(world, rounds):
     policy = assert_limits_hold("fedmoe", world, coverage_rounds=rounds, patience=1, peers=2)
     assert set(policy.variable("phase").tolist()) <= {0, 1, 2, 3}

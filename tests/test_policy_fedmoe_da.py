@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_tools import frozen, simulate
@@ -45,7 +46,7 @@ class TestRule:
         assert nearest_pairs(VECTORS, 0, 1.0).weights.tolist() == [[1]] * 4
 
     @given(st.integers(1, 400), st.integers(0, 4), st.integers(0, 99))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=drawn(25), deadline=None)
     def test_each_row_is_an_average_that_begins_with_itself(self, size, count, seed):
         random = np.random.default_rng(seed)
         vectors, kinds = random.standard_normal((size, 3)), random.integers(0, 3, size)

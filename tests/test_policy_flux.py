@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from policy_tools import assert_limits_hold, assert_resumes, assert_trains_and_resumes, worlds
 
@@ -97,7 +98,7 @@ def test_a_plan_depends_on_the_round_and_the_seed_alone():
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 def test_limits_hold(world):
     assert_limits_hold("flux", world)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_tools import assert_limits_hold, assert_resumes, assert_trains_and_resumes, worlds
@@ -87,7 +88,7 @@ def test_silent_clients_train_random_experts_and_pay_nothing():
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 def test_limits_hold(world):
     assert_limits_hold("hfedmoe", world)
 

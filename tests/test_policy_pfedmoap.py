@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_tools import assert_unchanged, frozen, simulate
@@ -153,7 +154,7 @@ def test_bad_options(options, message):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 def test_everybody_keeps_its_expert_and_nobody_gets_too_many(data):
     m = data.draw(st.integers(1, 6))
     policy = PFedMoapPolicy(m, neighbours=data.draw(st.none() | st.integers(0, 3)))

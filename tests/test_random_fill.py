@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ def a_problem(generator: np.random.Generator, n: int = 40, m: int = 6, **changes
     return AssignmentProblem(generator.random((n, m)), **fields)
 
 
-@settings(max_examples=50)
+@settings(max_examples=drawn(50))
 @given(st.integers(0, 2**31 - 1))
 def test_fills_every_slot_and_breaks_nothing(seed):
     problem = a_problem(np.random.default_rng(seed))

@@ -6,6 +6,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import oracle
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +52,7 @@ def call(clients, held, some, prices, *, allowed=-1.0, ascent=10, listed=10_000,
     return gained, slack
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.data(), BUDGETED)
 def test_the_best_answer_for_a_part_is_found_and_proved(data, problem):
     masks = every_mask(problem)
@@ -89,7 +90,7 @@ def test_who_must_take_experts_may_take_some_that_cost_more_than_a_choice_may_lo
     assert (gained, slack) == (pytest.approx(0.75), 0.0)
 
 
-@settings(max_examples=100)
+@settings(max_examples=drawn(100))
 @given(st.data(), BUDGETED)
 def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
     masks = every_mask(problem)
@@ -109,7 +110,7 @@ def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
     assert best <= before + gained + slack + 1e-6
 
 
-@settings(max_examples=100)
+@settings(max_examples=drawn(100))
 @given(st.data(), BUDGETED)
 def test_what_is_missing_is_placed_if_the_bounds_can_be_kept(data, problem):
     masks = every_mask(problem)
@@ -158,7 +159,7 @@ def test_parts_start_from_shares_and_end_at_the_optimum(kinds):
     assert worths[-1] == pytest.approx(solve(problem, "milp-scipy").objective)
 
 
-@settings(max_examples=200)
+@settings(max_examples=drawn(200))
 @given(hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-2.0, 5.0)), st.integers(0, 60), st.randoms())
 def test_a_client_with_whole_sizes_chooses_best(gain, budget, random):
     m = len(gain)

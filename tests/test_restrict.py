@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import brute_force, tiny_problems
@@ -29,7 +30,7 @@ def closed(problem, clients, experts):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150), deadline=None)
 @given(data=st.data())
 def test_a_part_has_the_optimum_of_the_whole_with_the_rest_closed(data):
     flags = data.draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_tools import assert_unchanged, frozen, simulate
@@ -233,7 +234,7 @@ def test_bounds_of_a_client_that_are_left_out_stay_as_they_are():
     assert scheduler.layers_of(["new"]).n_clients is None  # none of its own
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 @given(data=st.data())
 def test_rounds_are_feasible_whatever_clients_have(data):
     """Whoever is planned keeps its bounds; whoever is not could not have kept them."""

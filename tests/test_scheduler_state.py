@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_tools import finish, frozen, simulate
@@ -111,7 +112,7 @@ names = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(
     clients=st.lists(names, min_size=1, max_size=6, unique=True),
     experts=st.lists(names, min_size=1, max_size=4, unique=True),

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,7 @@ def test_unequal_sizes_make_big_experts_ineligible():
 positive = st.floats(0.1, 50)
 
 
-@settings(max_examples=200)
+@settings(max_examples=drawn(200))
 @given(
     sizes=st.lists(positive, min_size=1, max_size=5),
     memory=st.floats(1, 300),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import brute_force, enumerate_assignments, tiny_problems
@@ -77,7 +78,7 @@ def test_without_a_cost_what_is_held_changes_nothing():
 BACKENDS = ["exact", "flow-ortools", "flow-networkx", "lp-scipy", "milp-scipy"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=drawn(40))
 @given(problem=tiny_problems(), data=st.data())
 def test_network_backends_find_the_best_of_all_assignments(problem, data):
     """The oracle adds up fitness and switching cost pair by pair; it never sees the changed scores."""
@@ -104,7 +105,7 @@ def test_network_backends_find_the_best_of_all_assignments(problem, data):
 sizes = st.lists(st.integers(0, 4), min_size=4, max_size=4)
 
 
-@settings(max_examples=80)
+@settings(max_examples=drawn(80))
 @given(
     problem=tiny_problems(),
     seed=st.integers(0, 9999),

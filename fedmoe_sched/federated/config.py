@@ -125,7 +125,8 @@ class ClientsConfig(_Section):
         Experts that a client need not be sent since it has a copy: none; those that nobody else has changed since;
         also those that others have, up to `max_staleness`. See `fedmoe_sched.federated.methods.cached`.
     max_staleness : int
-        Rounds up to which a stale copy will do, for ``stale``.
+        Rounds up to which a stale copy will do, for ``stale``. Policies count as held what will do, unless their
+        own option ``max_staleness`` says otherwise.
     """
 
     count: Count = 20
@@ -164,6 +165,11 @@ class ClientsConfig(_Section):
             msg = f"domains = {self.domains}: with a shift must be <= {min(8, self.count)}"
             raise ValueError(msg)
         return self
+
+    @property
+    def oldest_copy(self) -> int | None:
+        """Rounds up to which a copy will do after others have changed the expert; None without copies."""
+        return {"none": None, "current": 0, "stale": self.max_staleness}[self.cache]
 
     def capacities(self) -> tuple[int, ...]:
         """Capacity of every client; ``count`` numbers."""

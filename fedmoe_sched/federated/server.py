@@ -30,7 +30,7 @@ from fedmoe_sched.federated.client import LocalResult
 from fedmoe_sched.federated.config import TrainConfig
 from fedmoe_sched.federated.evaluate import Evaluation, evaluate
 from fedmoe_sched.federated.methods import Brief, Method, Setting, make_method
-from fedmoe_sched.federated.methods.cached import CachedExperts, refuse_cache
+from fedmoe_sched.federated.methods.cached import CachedExperts, copy_options, refuse_cache
 from fedmoe_sched.federated.model import build_model
 from fedmoe_sched.federated.preparation import prepare
 from fedmoe_sched.federated.runs import RunFolder
@@ -98,6 +98,8 @@ class Server:
     def make_policy(self, options: Mapping[str, Any]) -> Scheduler:
         """Make the policy of the settings.
 
+        It counts as held the copies that clients go on from, unless the settings say otherwise.
+
         Parameters
         ----------
         options : mapping
@@ -109,7 +111,8 @@ class Server:
             A wrong option, or a signal that nobody knows.
         """
         config = self.config
-        options = {"seed": config.seed, **options, **config.policy_options}
+        copies = copy_options(config.policy, config.clients.oldest_copy)
+        options = {"seed": config.seed, **copies, **options, **config.policy_options}
         self.policy = make_policy(config.policy, config.model.experts, **options)
         refuse_unknown_signals(self.signals("once", "before", "after"), f"policy {config.policy!r}")
         return self.policy

@@ -6,6 +6,7 @@ Each policy is one file with one class; a module is imported when its policy is 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "make_policy",
     "policy_class",
     "register_policy",
+    "takes_option",
 ]
 
 #: Name to ``"module:Class"``.
@@ -83,6 +85,44 @@ def policy_class(name: str) -> type[Scheduler]:
         raise InputError(msg) from None
     found: type[Scheduler] = getattr(importlib.import_module(module), cls)
     return found
+
+
+def takes_option(name: str, option: str) -> bool:
+    """Return whether a policy leaves an option to its user.
+
+    Parameters
+    ----------
+    name : str
+        One of `POLICIES`.
+    option : str
+        A keyword argument.
+
+    Returns
+    -------
+    bool
+        False where no constructor knows the option, and where the policy fixes it (`RulePolicy.fixed`).
+
+    Raises
+    ------
+    InputError
+        There is no policy of that name.
+
+    Examples
+    --------
+    >>> takes_option("random", "seed"), takes_option("random", "solver"), takes_option("random", "colour")
+    (True, False, False)
+    """
+    cls = policy_class(name)
+    if option in getattr(cls, "fixed", ()):
+        return False
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            if option in parameters:
+                return True
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break  # what it does not name, it does not hand on
+    return False
 
 
 def make_policy(name: str, experts: int | Iterable[Hashable], **options: Any) -> Scheduler:

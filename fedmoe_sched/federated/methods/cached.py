@@ -25,9 +25,10 @@ import numpy.typing as npt
 from fedmoe_sched.errors import InputError, StateFileError
 from fedmoe_sched.federated.aggregate import Aggregation, Update, expert_of
 from fedmoe_sched.federated.methods.base import Arrays, Brief, Method, Setting
+from fedmoe_sched.policies import takes_option
 from fedmoe_sched.policies.base import Policy
 
-__all__ = ["CachedExperts", "refuse_cache"]
+__all__ = ["CachedExperts", "copy_options", "refuse_cache"]
 
 _NEVER: Final = -1
 _COPY: Final = "copy"
@@ -55,6 +56,25 @@ def refuse_cache(cache: str, policy: str, method: str) -> None:
             "lets clients go on from copies; set 'none'"
         )
         raise InputError(msg)
+
+
+def copy_options(policy: str, oldest: int | None) -> dict[str, Any]:
+    """Return the options that let a policy count as held what clients need not be sent.
+
+    Parameters
+    ----------
+    policy : str
+    oldest : int, optional
+        Rounds up to which a copy will do after others have changed the expert; None without copies.
+
+    Returns
+    -------
+    dict
+        Empty without copies, and for a policy of a user's own that does not take the option.
+    """
+    if oldest is None or not takes_option(policy, "max_staleness"):
+        return {}
+    return {"max_staleness": oldest}
 
 
 class CachedExperts(Method):
