@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -151,7 +152,8 @@ def _layers(network: AssignmentProblem) -> tuple[Ints, Ints, Ints]:
     if network.layers is None:
         return np.zeros(m, dtype=np.int64), np.zeros((n, 1), dtype=np.int64), np.full((n, 1), m)
     rows = layer_rows(network, eligible_pairs(network))
-    return network.layers.layer_of, rows.low.reshape(n, -1), rows.high.reshape(n, -1)
+    # A copy: for arrays that cannot be written to, every kernel would be compiled once more.
+    return network.layers.layer_of.copy(), rows.low.reshape(n, -1), rows.high.reshape(n, -1)
 
 
 def _in_units(problem: AssignmentProblem, fits: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -237,12 +239,30 @@ def _relaxed_worth(clients: Clients, prices: Floats, worth: Floats) -> Floats:
 class Relaxation(NamedTuple):
     """Solution of the linear relaxation.
 
-    Prices, shape (m,), multipliers of the budgets, shape (R, n), and shares of the pairs, shape (n, m).
+    Parameters
+    ----------
+    prices : ndarray, shape (m,)
+    multipliers : ndarray, shape (R, n)
+        Of the budgets.
+    shares : ndarray, shape (n, m)
+        Of the pairs.
+    reduced : ndarray, shape (n, m)
+        Scores less what all bounds and budgets charge for them, those on numbers and of layers too; -inf where not
+        possible.
+    bound : float
+        What they prove; infinite where that is not known.
     """
 
     prices: Floats
     multipliers: Floats
     shares: Floats
+    reduced: Floats
+    bound: float = math.inf
+
+    def keep(self, value: float) -> npt.NDArray[np.bool_]:
+        """Return the pairs that an assignment worth more than `value` could hold; shape (n, m)."""
+        kept: npt.NDArray[np.bool_] = self.bound + self.reduced >= value - 1e-9 * max(1.0, abs(value))
+        return kept & np.isfinite(self.reduced)
 
 
 def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tuple[Relaxation | None, bool]:
@@ -295,10 +315,11 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tupl
         -layers.low[loose],
     ]
     options = {} if seconds is None else {"time_limit": seconds}
+    limits = np.concatenate([*sides, np.array(budgets.limits)])
     found = linprog(
         -scores,
         A_ub=matrix,
-        b_ub=np.concatenate([*sides, np.array(budgets.limits)]),
+        b_ub=limits,
         A_eq=rows[n + fixed] if len(fixed) else None,
         b_eq=bounds.expert_max[fixed] if len(fixed) else None,
         bounds=(0, 1),
@@ -307,6 +328,16 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tupl
     )
     if found.status != 0:
         return None, found.status == 2
+    # Any charges prove a bound: theirs is computed anew, rounding errors of the engine are no matter.
+    charges = np.maximum(-found.ineqlin.marginals, 0.0)
+    left = scores - matrix.T @ charges
+    bound = float(charges @ limits)
+    if len(fixed):
+        left += rows[n + fixed].T @ found.eqlin.marginals
+        bound -= float(found.eqlin.marginals @ bounds.expert_max[fixed])
+    bound += float(np.maximum(left, 0.0).sum())
+    reduced = np.full(problem.shape, -np.inf)
+    reduced[pairs.clients, pairs.experts] = left * unit
     prices = np.zeros(problem.n_experts)
     prices[fixed] = -found.eqlin.marginals
     prices[capped] = found.ineqlin.marginals[len(capped) : 2 * len(capped)]
@@ -318,7 +349,7 @@ def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tupl
     worth[budgets.resources, budgets.clients] = -of_budgets
     for row, limit in enumerate(budgets.limits):  # of a whole budget, not of a unit of it
         worth[budgets.resources[row], budgets.clients[row]] *= limit
-    return Relaxation(prices * unit, worth * unit, shares), False
+    return Relaxation(prices * unit, worth * unit, shares, reduced, bound * unit), False
 
 
 def climb(clients: Clients, start: Dual, value: float, steps: int, seconds: float) -> Dual:
