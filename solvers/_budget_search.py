@@ -18,7 +18,8 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
-from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual, climb, weigh
+from fedmoe_sched.solvers._budget_relaxation import Relaxation, linear_relaxation
 from fedmoe_sched.solvers._insertion_kernels import insert
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._shift_kernels import shift_search
@@ -40,9 +41,10 @@ _SMALL = 5000  # pairs: few enough to have them all in the program
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _PRICING = 0.4  # of the time left, for the linear relaxation
+_FEW, _PAIRS_A_SECOND = 1000, 5e4  # pairs of the linear relaxation: this goes fast, and this is slow
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # of sizes against scores, in first answers
-_STEPS = 300  # on the way to better prices
+_STEPS = 400  # on the way to better prices
 _ROUNDING = 1e-10  # of an objective
 _TINY = 1e-3  # of a budget
 
@@ -164,7 +166,9 @@ class Search:
         """Find prices and their bound; return whether the linear relaxation has a solution."""
         if not np.isfinite(self.clients.gain).any():
             return self._climb(None)
-        self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
+        infeasible, pairs = False, int(np.isfinite(self.clients.gain).sum())
+        if self.limits.time is None or pairs <= _PAIRS_A_SECOND * self.left(_PRICING) or pairs <= _FEW:
+            self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
         return not infeasible and self._climb(prices)
 
     def relax(self, problem: AssignmentProblem, seconds: float) -> Relaxation | None:
@@ -173,19 +177,22 @@ class Search:
 
     def _climb(self, prices: npt.NDArray[np.float64] | None) -> bool:
         """Improve the prices of the linear relaxation by subgradient steps."""
-        gain = np.where(np.isfinite(self.clients.gain), self.clients.gain, 0.0)
-        start = np.zeros(gain.shape[1])
-        forced = self.clients.load_min > 0
-        start[forced] = np.sort(gain[:, forced], axis=0)[-2:].mean(axis=0)
+        known = None
         if self.relaxed is not None:
-            start = self.relaxed.prices
-        elif prices is not None:
-            start = prices
+            start, known = self.relaxed.prices, self.relaxed.multipliers
+        else:
+            value = None if self.spare is None else objective(self.problem, self.spare)
+            start, known = weigh(self.clients, value, _STEPS, self.left(0.2))
+            if (
+                prices is not None
+                and Dual.at(self.clients, prices)[0].bound < Dual.at(self.clients, start)[0].bound
+            ):
+                start, known = prices, None
         self.dual = Dual.at(self.clients, start)[0]
         if math.isfinite(self.dual.bound):
             target = self.dual.bound - _TARGET * abs(self.dual.bound)
             self.dual = climb(self.clients, self.dual, target, _STEPS, self.left(0.1))
-            self.dual.estimate(self.clients, None if self.relaxed is None else self.relaxed.multipliers)
+            self.dual.estimate(self.clients, known)
         return True
 
     def descend(self, seconds: float, first: float) -> None:
@@ -196,11 +203,9 @@ class Search:
         reduced = self.dual.reduced(self.clients)
         wanted = reduced
         if self.relaxed is not None:
-            reduced, largest = (
-                self.relaxed.reduced,
-                np.abs(self.clients.gain[np.isfinite(self.clients.gain)]).max(),
-            )
-            wanted = self.relaxed.shares + _TINY * reduced / max(largest, _TINY)
+            reduced = self.relaxed.reduced
+            scale = np.abs(reduced).max(where=np.isfinite(reduced), initial=_TINY)
+            wanted = self.relaxed.shares + _TINY * reduced / scale
         current = self._from_network(wanted)
         if current is None:
             return
@@ -287,13 +292,13 @@ class Search:
 
     def start(self) -> Parts | None:
         """Return a first answer: by local search, from the linear relaxation, or from one with more room."""
-        if self.relaxed is not None and self.left() > 0:
-            self.descend(self.left(_DESCENT), self.left(_FIRST))
+        if self.left() > 0:
+            self.descend(self.left(_DESCENT), self.left(_FIRST if self.relaxed is not None else _MOST))
             if len(self.problem.budgets) > 1 and not self.core(self.left(_FIRST)) and not self.proved:
                 self.try_all(self.left(_MOST))  # what recombination lists are choices, which are many then
             if self.held is None:
                 parts = self._filled(self.relaxed, _FILL)
-                if parts is None and self.spare is None and self.left() > 0:
+                if parts is None and self.relaxed is not None and self.spare is None and self.left() > 0:
                     parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
                 if parts is not None:
                     return parts

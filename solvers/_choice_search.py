@@ -13,7 +13,8 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.solver import Limits
-from fedmoe_sched.solvers._budget_dual import Clients, Relaxation
+from fedmoe_sched.solvers._budget_dual import Clients
+from fedmoe_sched.solvers._budget_relaxation import Relaxation
 from fedmoe_sched.solvers._budget_search import Search
 from fedmoe_sched.solvers._choice_master import Generated, Pool, generate
 from fedmoe_sched.solvers._choice_program import choose

@@ -14,7 +14,8 @@ pytest.importorskip("numba")
 from fedmoe_sched import AssignmentProblem, ResourceBudget, solve
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
-from fedmoe_sched.solvers._budget_dual import Clients, Dual, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual
+from fedmoe_sched.solvers._budget_relaxation import linear_relaxation
 from fedmoe_sched.solvers._knapsack_kernels import respond
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._recombination_kernels import recombine

@@ -16,7 +16,8 @@ import numba
 from fedmoe_sched import AssignmentProblem, ExpertLayers, Limits, ResourceBudget, solve
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
-from fedmoe_sched.solvers._budget_dual import Clients, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual, weigh
+from fedmoe_sched.solvers._budget_relaxation import linear_relaxation
 from fedmoe_sched.solvers._budget_search import Search
 from fedmoe_sched.solvers._shift_kernels import shift_search
 
@@ -155,3 +156,32 @@ def test_an_answer_that_is_there_is_not_forgotten(monkeypatch):
     parts = found.start()
     assert parts is not None
     assert feasible(problem, parts.held)
+
+
+@settings(max_examples=150)
+@given(BUDGETED, st.booleans(), st.integers(0, 60))
+def test_prices_that_come_from_what_budgets_are_worth_prove_a_bound(problem, known, steps):
+    masks = oracle.every_mask(problem)
+    if not problem.budgets or not masks:
+        return
+    clients = Clients.of(problem)
+    scores = np.where(np.isfinite(problem.desirability), problem.desirability, 0.0).astype(np.float64)
+    best = max((scores * mask).sum() for mask in masks)
+    prices, multipliers = weigh(clients, float(best) if known else None, steps, 1.0)
+    assert multipliers.shape == (len(problem.budgets), problem.n_clients)
+    assert (multipliers >= 0).all()
+    assert np.isfinite(prices).all()
+    assert Dual.at(clients, prices)[0].bound >= best - 1e-6
+
+
+def test_they_are_close_to_the_linear_relaxation_where_experts_are_many():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 101, (8, 160)).astype(float)
+    budget = ResourceBudget("resource", sizes, np.floor(0.8 * sizes.sum(axis=1) / 8))
+    scores = sizes - 111 + rng.integers(-10, 11, sizes.shape)
+    problem = AssignmentProblem(scores, 160, load_min=1, load_max=1, budgets=[budget])
+    relaxed, _ = linear_relaxation(problem, None)
+    assert relaxed is not None
+    clients = Clients.of(problem)
+    prices, _ = weigh(clients, 2 * relaxed.bound, 400, 10.0)
+    assert Dual.at(clients, prices)[0].bound <= relaxed.bound + 0.002 * abs(relaxed.bound)
