@@ -24,7 +24,6 @@ _MARGIN = 5e-10  # of a budget: half of what the certificate forgives
 _MOST_UNITS, _UNITS = 20_000, 2_000  # of a budget, in tables
 _PATIENCE = 12  # steps without a better bound before the step is cut
 _SHRINK, _SMALLEST_STEP = 0.6, 1e-3
-_HOPELESS = 0.3  # of a step, that has not helped at all so far
 _MEMORY = 0.5  # of the direction before
 _TARGET, _TINY = 0.01, 1e-9  # of the bound, that steps aim below it; of anything
 
@@ -316,7 +315,7 @@ def climb(clients: Clients, start: Dual, value: float, steps: int, seconds: floa
     best, current, trust, stalled = start, start, 1.0, 0
     direction = np.zeros_like(start.prices)
     for _ in range(steps):
-        if time.perf_counter() > end or trust < (_HOPELESS if best is start else _SMALLEST_STEP):
+        if time.perf_counter() > end or trust < _SMALLEST_STEP:
             break
         current, chosen = Dual.at(clients, current.prices)
         if current.bound < best.bound - 1e-7 * abs(best.bound):

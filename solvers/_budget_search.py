@@ -29,8 +29,9 @@ from fedmoe_sched.solvers.milp_scipy import SciPyMILP
 __all__ = ["Search", "load_kernels"]
 
 _STALLED = 100  # parts without a better answer before a try at the integer program of all clients
-_SHARE = 0.2  # of the time left, for such a try
-_FILL = 0.15  # of the time left, for an answer from the linear relaxation
+_SHARE = 0.2  # of the time left, for the first such try
+_FILL = 0.4  # of the time left, for an answer from the linear relaxation
+_PLACE = 7e-5  # seconds for an expert that is missing, times experts per client squared
 _DESCENT, _FIRST = 0.005, 0.25  # of it, for local search with and without an answer
 _NEAR = 8  # clients of an expert that the local search looks at
 _KEENEST = 2  # clients of an expert: to one of these it may want to move again once there is more room
@@ -41,7 +42,7 @@ _SMALL = 5000  # pairs: few enough to have them all in the program
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _PRICING = 0.4  # of the time left, for the linear relaxation
-_FEW, _PAIRS_A_SECOND = 1000, 5e4  # pairs of the linear relaxation: this goes fast, and this is slow
+_FEW, _PAIRS_A_SECOND = 1000, 5e4  # pairs that programs are fast with; of the linear relaxation, when it is slow
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # of sizes against scores, in first answers
 _STEPS = 400  # on the way to better prices
@@ -266,7 +267,7 @@ class Search:
                 self.descend(0.0, self.left(0.5))
         if parts is not None:
             self._follow(parts)
-        since = 0
+        since, tries = 0, 0
         while parts is not None and self.left() > 0 and not self.proved:
             gained, slack = parts.improve()
             since = 0 if gained > 0.0 else since + 1
@@ -275,8 +276,11 @@ class Search:
             self.claim = min(self.claim, self.clients.round_down(parts.worth + slack))
             if (since >= _STALLED or parts.exhausted) and not self.proved:
                 since = 0
-                share = 0.9 if parts.exhausted else _SHARE
-                self.settle(self.left(share))
+                tries += 1
+                few = int(self._kept().sum()) <= _FEW
+                self.settle(
+                    self.left(0.9 if parts.exhausted else min(0.9, _SHARE * (2 * tries - 1 if few else 1)))
+                )
                 if self.worth > parts.worth:
                     assert self.held is not None
                     parts.restart(self.held.astype(np.int8))
@@ -296,14 +300,22 @@ class Search:
             self.descend(self.left(_DESCENT), self.left(_FIRST if self.relaxed is not None else _MOST))
             if len(self.problem.budgets) > 1 and not self.core(self.left(_FIRST)) and not self.proved:
                 self.try_all(self.left(_MOST))  # what recombination lists are choices, which are many then
-            if self.held is None:
+            if self.held is None or self._is_soon_filled():
                 parts = self._filled(self.relaxed, _FILL)
-                if parts is None and self.relaxed is not None and self.spare is None and self.left() > 0:
+                if parts is None and self.held is None and self.relaxed is not None and self.left() > 0:
                     parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
-                if parts is not None:
+                if parts is not None and parts.worth > self.worth:
                     return parts
         self.adopt(self.spare)
         return None if self.held is None else self.parts(self.held.astype(np.int8), self.left)
+
+    def _is_soon_filled(self) -> bool:
+        """Whether the linear relaxation, rounded, misses little."""
+        if self.relaxed is None:
+            return False
+        missing = np.maximum(self.clients.load_min - rounded(self.clients, self.relaxed.shares).sum(axis=0), 0)
+        n, m = self.clients.gain.shape
+        return float(missing.sum()) * _PLACE * (m / n) ** 2 <= self.left(_FILL)
 
     def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
         """Round a linear relaxation, and place what is missing; None where that fails."""
