@@ -1,10 +1,11 @@
-"""Prices for problems with budgets: the linear relaxation first, then subgradient steps with true knapsacks."""
+"""Prices for problems with budgets, and the bounds that they prove: subgradient steps, with true knapsacks too."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,19 @@ from fedmoe_sched._budgets import network_relaxation
 from fedmoe_sched._knapsack_tables import whole_units
 from fedmoe_sched.load_penalty import LoadPenalty
 from fedmoe_sched.problem import AssignmentProblem
-from fedmoe_sched.solvers._budget_rows import budget_rows, has_whole_scores
+from fedmoe_sched.solvers._budget_rows import has_whole_scores
 from fedmoe_sched.solvers._knapsack_kernels import multipliers, respond
 from fedmoe_sched.solvers._layer_rows import layer_rows
-from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs, incidence, unit_scores
+from fedmoe_sched.solvers._matrix import clipped_bounds, eligible_pairs
 
-__all__ = ["Clients", "Dual", "Relaxation", "climb", "linear_relaxation"]
+__all__ = ["Clients", "Dual", "climb", "weigh"]
 
 _MARGIN = 5e-10  # of a budget: half of what the certificate forgives
 _MOST_UNITS, _UNITS = 20_000, 2_000  # of a budget, in tables
 _PATIENCE = 12  # steps without a better bound before the step is cut
 _SHRINK, _SMALLEST_STEP = 0.6, 1e-3
 _MEMORY = 0.5  # of the direction before
+_TARGET, _TINY = 0.01, 1e-9  # of the bound, that steps aim below it; of anything
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -166,7 +168,8 @@ def _layers(network: AssignmentProblem) -> tuple[Ints, Ints, Ints]:
     if network.layers is None:
         return np.zeros(m, dtype=np.int64), np.zeros((n, 1), dtype=np.int64), np.full((n, 1), m)
     rows = layer_rows(network, eligible_pairs(network))
-    return network.layers.layer_of, rows.low.reshape(n, -1), rows.high.reshape(n, -1)
+    # A copy: for arrays that cannot be written to, every kernel would be compiled once more.
+    return network.layers.layer_of.copy(), rows.low.reshape(n, -1), rows.high.reshape(n, -1)
 
 
 def _in_units(problem: AssignmentProblem, fits: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -249,91 +252,61 @@ def _relaxed_worth(clients: Clients, prices: Floats, worth: Floats) -> Floats:
     return bound
 
 
-class Relaxation(NamedTuple):
-    """Solution of the linear relaxation.
+def weigh(clients: Clients, value: float | None, steps: int, seconds: float) -> tuple[Floats, Floats]:
+    """Find out what budgets are worth by subgradient steps in which experts choose clients, and price the experts.
 
-    Prices, shape (m,), multipliers of the budgets, shape (R, n), and shares of the pairs, shape (n, m).
-    """
+    The dual of `climb`: with a number per client and resource instead of one per expert it is soon near the linear
+    relaxation where experts are many, though bounds on what clients take are left out here.
 
-    prices: Floats
-    multipliers: Floats
-    shares: Floats
-
-
-def linear_relaxation(problem: AssignmentProblem, seconds: float | None) -> tuple[Relaxation | None, bool]:
-    """Solve the linear relaxation by the interior point method of SciPy's HiGHS, and go to a vertex.
+    Parameters
+    ----------
+    clients : Clients
+    value : float or None
+        Worth of an assignment, if one is known.
+    steps : int
+        At most.
+    seconds : float
 
     Returns
     -------
-    relaxation : Relaxation or None
-        None where time ran out.
-    infeasible : bool
+    prices : ndarray, shape (m,)
+    multipliers : ndarray, shape (R, n)
     """
-    from scipy.optimize import linprog
-    from scipy.sparse import vstack
-
-    network = network_relaxation(problem)
-    pairs = eligible_pairs(network)
-    bounds = clipped_bounds(network)
-    scores, unit = unit_scores(problem, pairs)
-    n, size = problem.n_clients, len(scores)
-    rows = incidence(network, pairs)
-    counts = np.bincount(pairs.clients, minlength=n)
-    short = np.flatnonzero(bounds.client_max < counts)
-    needy = np.flatnonzero(bounds.client_min > 0)
-    budgets = budget_rows(problem, pairs, whole=False)
-    layers = layer_rows(network, pairs)
-    of_layers, tight = (
-        layers.matrix(),
-        np.flatnonzero(layers.high < np.bincount(layers.rows, minlength=len(layers.high))),
-    )
-    loose = np.flatnonzero(layers.low > 0)
-    fixed = np.flatnonzero(bounds.expert_min == bounds.expert_max)
-    capped = np.flatnonzero(bounds.expert_min < bounds.expert_max)
-    matrix = vstack(
-        [
-            rows[n + capped],
-            -rows[n + capped],
-            rows[short],
-            -rows[needy],
-            of_layers[tight],
-            -of_layers[loose],
-            budgets.matrix(size),
-        ]
-    )
-    sides = [
-        bounds.expert_max[capped],
-        -bounds.expert_min[capped],
-        bounds.client_max[short],
-        -bounds.client_min[needy],
-        layers.high[tight],
-        -layers.low[loose],
-    ]
-    options = {} if seconds is None else {"time_limit": seconds}
-    found = linprog(
-        -scores,
-        A_ub=matrix,
-        b_ub=np.concatenate([*sides, np.array(budgets.limits)]),
-        A_eq=rows[n + fixed] if len(fixed) else None,
-        b_eq=bounds.expert_max[fixed] if len(fixed) else None,
-        bounds=(0, 1),
-        method="highs-ipm",
-        options=options,
-    )
-    if found.status != 0:
-        return None, found.status == 2
-    prices = np.zeros(problem.n_experts)
-    prices[fixed] = -found.eqlin.marginals
-    prices[capped] = found.ineqlin.marginals[len(capped) : 2 * len(capped)]
-    prices[capped] -= found.ineqlin.marginals[: len(capped)]
-    shares = np.zeros(problem.shape)
-    shares[pairs.clients, pairs.experts] = found.x
-    worth = np.zeros((len(problem.budgets), n))
-    of_budgets = found.ineqlin.marginals[len(found.ineqlin.marginals) - len(budgets.limits) :]
-    worth[budgets.resources, budgets.clients] = -of_budgets
-    for row, limit in enumerate(budgets.limits):  # of a whole budget, not of a unit of it
-        worth[budgets.resources[row], budgets.clients[row]] *= limit
-    return Relaxation(prices * unit, worth * unit, shares), False
+    end = time.perf_counter() + seconds
+    n, m = clients.gain.shape
+    low, high = np.clip(clients.load_min, 0, n), np.clip(clients.load_max, 0, n)
+    depth, experts = int(high.max(initial=1)), np.arange(m)
+    best = worth = np.zeros((len(clients.size), n))
+    best_prices = np.zeros(m)
+    record, trust, stalled, direction = math.inf, 1.0, 0, np.zeros_like(worth)
+    for _ in range(steps):
+        reduced = clients.gain - np.einsum("rn,rnm->nm", worth, clients.size)
+        ranked = reduced.argmax(axis=0)[None] if depth <= 1 else np.argsort(-reduced, axis=0)[:depth]
+        sorted_ = np.take_along_axis(reduced, ranked, axis=0)
+        takes = np.clip((sorted_ > 0).sum(axis=0), low, high)
+        taken = (np.arange(len(ranked))[:, None] < takes) & np.isfinite(sorted_)
+        last = sorted_[np.maximum(takes, 1) - 1, experts]
+        binds = np.isfinite(last) & (((takes == high) & (last > 0)) | ((takes == low) & (last < 0) & (low > 0)))
+        bound = float(sorted_[taken].sum() + worth.sum())
+        if bound < record - 1e-7 * abs(record) or record == math.inf:
+            record, best, best_prices, stalled = bound, worth, np.where(binds, last, 0.0), 0
+        else:
+            stalled += 1
+        if time.perf_counter() > end or trust < _SMALLEST_STEP:
+            break
+        if stalled > _PATIENCE:
+            trust, stalled, worth = trust * _SHRINK, 0, best
+            direction = np.zeros_like(worth)
+            continue
+        sizes = clients.size[:, ranked, experts[None]] * taken
+        used = [np.bincount(ranked.ravel(), size.ravel(), minlength=n) for size in sizes]
+        direction = 1.0 - np.stack(used) + _MEMORY * direction
+        length = float((direction * direction).sum())
+        if length == 0.0:
+            break
+        distance = max(_TARGET * abs(bound), _TINY if value is None else bound - value)
+        worth = np.maximum(worth - trust * distance / length * direction, 0.0)
+    return best_prices, best
 
 
 def climb(clients: Clients, start: Dual, value: float, steps: int, seconds: float) -> Dual:

@@ -18,7 +18,8 @@ from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.result import StopReason
 from fedmoe_sched.solver import Answer, Limits
-from fedmoe_sched.solvers._budget_dual import Clients, Dual, Relaxation, climb, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual, climb, weigh
+from fedmoe_sched.solvers._budget_relaxation import Relaxation, linear_relaxation
 from fedmoe_sched.solvers._compile import compiling
 from fedmoe_sched.solvers._insertion_kernels import insert
 from fedmoe_sched.solvers._recombination import Parts, rounded
@@ -29,16 +30,23 @@ from fedmoe_sched.solvers.milp_scipy import SciPyMILP
 __all__ = ["Search", "load_kernels"]
 
 _STALLED = 100  # parts without a better answer before a try at the integer program of all clients
-_SHARE = 0.2  # of the time left, for such a try
-_FILL = 0.15  # of the time left, for an answer from the linear relaxation
-_DESCENT, _FIRST = 0.02, 0.25  # of it, for local search with and without an answer
+_SHARE = 0.2  # of the time left, for the first such try
+_FILL = 0.4  # of the time left, for an answer from the linear relaxation
+_PLACE = 7e-5  # seconds for an expert that is missing, times experts per client squared
+_DESCENT, _FIRST = 0.005, 0.25  # of it, for local search with and without an answer
 _NEAR = 8  # clients of an expert that the local search looks at
+_KEENEST = 2  # clients of an expert: to one of these it may want to move again once there is more room
+_PRICE, _FLOOR = 15.0, 0.3  # of what budgets are worth, of exceeding them at first; of the mean of it, the least
+_MOST = 0.7  # of the time left, for that of all pairs where recombination is slow
+_CORE = 4  # pairs per client and expert in the first program of the most promising ones
+_SMALL = 5000  # pairs: few enough to have them all in the program
 _EFFORT = 300_000  # steps of the local search between two looks at the clock
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _PRICING = 0.4  # of the time left, for the linear relaxation
+_FEW, _PAIRS_A_SECOND = 1000, 5e4  # pairs that programs are fast with; of the linear relaxation, when it is slow
 _TARGET = 0.01  # of the bound, that subgradient steps aim below it
 _WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # of sizes against scores, in first answers
-_STEPS = 300  # on the way to better prices
+_STEPS = 400  # on the way to better prices
 _ROUNDING = 1e-10  # of an objective
 _TINY = 1e-3  # of a budget
 
@@ -87,6 +95,7 @@ class Search:
         self.random = np.random.default_rng(self.limits.seed)
         self.relaxed: Relaxation | None = None
         self.spare: Assignment | None = None
+        self._number = _CORE  # pairs per client and expert in the next program of the most promising ones
         self.dual = Dual(np.zeros(self.problem.n_experts), np.zeros((1, 1)), math.inf, np.zeros(0))
 
     def left(self, share: float = 1.0) -> float:
@@ -97,7 +106,8 @@ class Search:
     @property
     def bound(self) -> float:
         """No assignment is worth more; infinite as long as that is all that is known."""
-        return min(self.claim, self.clients.round_down(self.dual.bound))
+        known = self.dual.bound if self.relaxed is None else min(self.dual.bound, self.relaxed.bound)
+        return min(self.claim, self.clients.round_down(known))
 
     @property
     def proved(self) -> bool:
@@ -159,7 +169,9 @@ class Search:
         """Find prices and their bound; return whether the linear relaxation has a solution."""
         if not np.isfinite(self.clients.gain).any():
             return self._climb(None)
-        self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
+        infeasible, pairs = False, int(np.isfinite(self.clients.gain).sum())
+        if self.limits.time is None or pairs <= _PAIRS_A_SECOND * self.left(_PRICING) or pairs <= _FEW:
+            self.relaxed, infeasible = linear_relaxation(self.problem, self.left(_PRICING) + 1e-3)
         return not infeasible and self._climb(prices)
 
     def relax(self, problem: AssignmentProblem, seconds: float) -> Relaxation | None:
@@ -168,41 +180,48 @@ class Search:
 
     def _climb(self, prices: npt.NDArray[np.float64] | None) -> bool:
         """Improve the prices of the linear relaxation by subgradient steps."""
-        gain = np.where(np.isfinite(self.clients.gain), self.clients.gain, 0.0)
-        start = np.zeros(gain.shape[1])
-        forced = self.clients.load_min > 0
-        start[forced] = np.sort(gain[:, forced], axis=0)[-2:].mean(axis=0)
+        known = None
         if self.relaxed is not None:
-            start = self.relaxed.prices
-        elif prices is not None:
-            start = prices
+            start, known = self.relaxed.prices, self.relaxed.multipliers
+        else:
+            value = None if self.spare is None else objective(self.problem, self.spare)
+            start, known = weigh(self.clients, value, _STEPS, self.left(0.2))
+            if (
+                prices is not None
+                and Dual.at(self.clients, prices)[0].bound < Dual.at(self.clients, start)[0].bound
+            ):
+                start, known = prices, None
         self.dual = Dual.at(self.clients, start)[0]
         if math.isfinite(self.dual.bound):
             target = self.dual.bound - _TARGET * abs(self.dual.bound)
             self.dual = climb(self.clients, self.dual, target, _STEPS, self.left(0.1))
-            self.dual.estimate(self.clients, None if self.relaxed is None else self.relaxed.multipliers)
+            self.dual.estimate(self.clients, known)
         return True
 
     def descend(self, seconds: float, first: float) -> None:
-        """Search locally, from the best assignment of the network around the budgets.
+        """Search locally, from the shares of the linear relaxation, or the best assignment around the budgets.
 
         So many seconds after there is an answer, but no more than `first` for it.
         """
-        if self.problem.layers is not None:  # steps do not look at them
-            return
         reduced = self.dual.reduced(self.clients)
-        current = self._from_network(reduced)
+        wanted = reduced
+        if self.relaxed is not None:
+            reduced = self.relaxed.reduced
+            scale = np.abs(reduced).max(where=np.isfinite(reduced), initial=_TINY)
+            wanted = self.relaxed.shares + _TINY * reduced / scale
+        current = self._from_network(wanted)
         if current is None:
             return
-        order = np.argsort(-reduced, axis=0, kind="stable")[:_NEAR].T
+        number = _NEAR + 2 * (int(current.sum()) // current.shape[1])
+        order = np.argsort(-reduced, axis=0, kind="stable")[:number].T
         near = np.where(np.isfinite(np.take_along_axis(reduced.T, order, axis=1)), order, -1)
-        worth_of = self.dual.multipliers
-        floor = np.maximum(worth_of, 1e-3 * max(float(worth_of.max()), 1e-9))
-        price, best, record, seed = 1.5 * floor, np.zeros_like(current), -math.inf, self.limits.seed
+        fans, worth = self._fans(near), self.dual.multipliers
+        floor = np.maximum(worth, max(_FLOOR * float(worth.mean()), _ROUNDING))
+        price, best, record, seed = _PRICE * floor, np.zeros_like(current), -math.inf, self.limits.seed
         began = time.perf_counter()
         while True:
             record = shift_search(
-                self.clients.gain, self.clients.size, near, self.clients.least, self.clients.most, price, floor,
+                *self.clients.arrays[:7], self.clients.load_min, self.clients.load_max, near, fans, price, floor,
                 current, best, record, _EFFORT, seed,
             )  # fmt: skip
             seed += 1
@@ -210,6 +229,15 @@ class Search:
                 break
         if record > -math.inf:
             self.adopt(Assignment.from_mask(best.astype(np.bool_)))
+
+    def _fans(self, near: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """List for each client the experts of which it is one of the keenest; shape (n, k), filled up with -1."""
+        keen = near[:, :_KEENEST]
+        lists = [np.flatnonzero((keen == i).any(axis=1)) for i in range(len(self.clients.gain))]
+        fans = np.full((len(lists), max(map(len, lists))), -1)
+        for row, experts in zip(fans, lists, strict=True):
+            row[: len(experts)] = experts
+        return fans
 
     def _from_network(self, reduced: npt.NDArray[np.float64]) -> npt.NDArray[np.int8] | None:
         scores = np.where(np.isfinite(reduced), reduced, 0.0)
@@ -243,7 +271,7 @@ class Search:
                 self.descend(0.0, self.left(0.5))
         if parts is not None:
             self._follow(parts)
-        since = 0
+        since, tries = 0, 0
         while parts is not None and self.left() > 0 and not self.proved:
             gained, slack = parts.improve()
             since = 0 if gained > 0.0 else since + 1
@@ -252,8 +280,11 @@ class Search:
             self.claim = min(self.claim, self.clients.round_down(parts.worth + slack))
             if (since >= _STALLED or parts.exhausted) and not self.proved:
                 since = 0
-                share = 0.9 if parts.exhausted else _SHARE
-                self.settle(self.left(share))
+                tries += 1
+                few = int(self._kept().sum()) <= _FEW
+                self.settle(
+                    self.left(0.9 if parts.exhausted else min(0.9, _SHARE * (2 * tries - 1 if few else 1)))
+                )
                 if self.worth > parts.worth:
                     assert self.held is not None
                     parts.restart(self.held.astype(np.int8))
@@ -268,21 +299,27 @@ class Search:
         return Parts(self.clients, self.dual, held, self.random, left)
 
     def start(self) -> Parts | None:
-        """Return a first answer: from the linear relaxation, by local search, or from one with more room."""
-        parts = self._filled(self.relaxed, _FILL)
-        if parts is not None:
-            return parts
-        if self.relaxed is None and self.spare is not None:
-            self.adopt(self.spare)
-            return self.parts(self.spare.mask().astype(np.int8), self.left)
-        if self.left() <= 0:
-            return None
-        self.descend(self.left(_DESCENT), self.left(_FIRST))
-        if self.held is not None:
-            return self.parts(self.held.astype(np.int8), self.left)
-        if self.relaxed is not None and self.left() > 0:
-            parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
-        return parts
+        """Return a first answer: by local search, from the linear relaxation, or from one with more room."""
+        if self.left() > 0:
+            self.descend(self.left(_DESCENT), self.left(_FIRST if self.relaxed is not None else _MOST))
+            if len(self.problem.budgets) > 1 and not self.core(self.left(_FIRST)) and not self.proved:
+                self.try_all(self.left(_MOST))  # what recombination lists are choices, which are many then
+            if self.held is None or self._is_soon_filled():
+                parts = self._filled(self.relaxed, _FILL)
+                if parts is None and self.held is None and self.relaxed is not None and self.left() > 0:
+                    parts = self._filled(self.relax(self._roomy(self.relaxed), self.left(0.3)), 0.3)
+                if parts is not None and parts.worth > self.worth:
+                    return parts
+        self.adopt(self.spare)
+        return None if self.held is None else self.parts(self.held.astype(np.int8), self.left)
+
+    def _is_soon_filled(self) -> bool:
+        """Whether the linear relaxation, rounded, misses little."""
+        if self.relaxed is None:
+            return False
+        missing = np.maximum(self.clients.load_min - rounded(self.clients, self.relaxed.shares).sum(axis=0), 0)
+        n, m = self.clients.gain.shape
+        return bool(missing.sum() * _PLACE * (m / n) ** 2 <= self.left(_FILL))
 
     def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
         """Round a linear relaxation, and place what is missing; None where that fails."""
@@ -308,12 +345,32 @@ class Search:
 
     def settle(self, seconds: float) -> None:
         """Look for what recombination does not find."""
-        self.try_all(seconds)
+        if not self.core(seconds):
+            self.try_all(seconds)
+
+    def core(self, seconds: float) -> bool:
+        """Solve the integer program of the most promising pairs, each time of more of them.
+
+        Returns whether there was one that is much smaller than that of all pairs that matter.
+        """
+        kept = self._kept()
+        number = self._number * sum(kept.shape)
+        if self.relaxed is None or int(kept.sum()) <= max(2 * number, _SMALL):
+            return False
+        reduced = self.relaxed.reduced
+        promising = reduced >= -np.partition(-reduced[kept], number)[number]
+        promising |= self.relaxed.shares > 0
+        if self.held is not None:
+            promising |= self.held
+        self.solve(kept & promising, seconds)
+        self._number *= 2
+        return True
 
     def _kept(self) -> Mask:
         if self.held is None or not math.isfinite(self.dual.bound):
             return np.isfinite(self.clients.gain)
-        return self.dual.keep(self.clients, self.worth)
+        kept = self.dual.keep(self.clients, self.worth)
+        return kept if self.relaxed is None else kept & self.relaxed.keep(self.worth)
 
     def try_all(self, seconds: float | None) -> bool:
         """Solve the integer program of all pairs that matter; return False if no assignment exists."""

@@ -13,7 +13,8 @@ from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.problem import AssignmentProblem
 from fedmoe_sched.resource_budget import ResourceBudget
 from fedmoe_sched.solver import Limits
-from fedmoe_sched.solvers._budget_dual import Clients, Relaxation
+from fedmoe_sched.solvers._budget_dual import Clients
+from fedmoe_sched.solvers._budget_relaxation import Relaxation
 from fedmoe_sched.solvers._budget_search import Search
 from fedmoe_sched.solvers._choice_master import Generated, Pool, generate
 from fedmoe_sched.solvers._choice_program import choose
@@ -73,13 +74,17 @@ class ChoiceSearch(Search):
         self.dual = found.dual.estimate(self.clients)
         largest = np.abs(self.clients.gain).max(where=np.isfinite(self.clients.gain), initial=0.0)
         self._limit = _NARROW * max(abs(self.dual.bound), float(largest))
-        self.relaxed = Relaxation(found.dual.prices, self.dual.multipliers, found.shares)
+        self.relaxed = self._relaxation(found)
         return not found.infeasible
 
     def relax(self, problem: AssignmentProblem, seconds: float) -> Relaxation | None:
         """Solve the linear program in choices of a problem like this one."""
         found = self._generate(Clients.of(problem), seconds, self.dual.prices)
-        return Relaxation(found.dual.prices, self.dual.multipliers, found.shares)
+        return self._relaxation(found)
+
+    def _relaxation(self, found: Generated) -> Relaxation:
+        reduced = self.dual.reduced(self.clients)
+        return Relaxation(found.dual.prices, self.dual.multipliers, found.shares, reduced)
 
     def _generate(
         self,

@@ -89,16 +89,21 @@ def _take_least(at: Any, client: int, listed: Any) -> None:
 
 
 @part
-def _place(at: Any, load_min: Any, ranked: Any, first: Any, second: Any, closed: Any) -> int:
+def _place(at: Any, load_min: Any, ranked: Any, first: Any, second: Any, regret: Any, closed: Any) -> int:
     """Place experts up to their lower bounds; return how many places no client has room for."""
     n, m = at.score.shape
     for j in range(m):
         closed[j], first[j], second[j] = 0, 0, 1
-    missing = 0
+    missing, changed = 0, -1
     while True:
         expert, largest = -1, -np.inf
         for j in range(m):
             if closed[j] or at.loads[j] >= load_min[j]:
+                continue
+            known = changed >= 0 and changed != ranked[j, first[j]]
+            if known and (second[j] >= n or changed != ranked[j, second[j]]):
+                if expert < 0 or regret[j] > largest:
+                    expert, largest = j, regret[j]
                 continue
             # Room only shrinks: whoever has none for the expert has none later.
             first[j] = _next(at, ranked, j, first[j])
@@ -107,12 +112,15 @@ def _place(at: Any, load_min: Any, ranked: Any, first: Any, second: Any, closed:
                 missing += load_min[j] - at.loads[j]
                 continue
             second[j] = _next(at, ranked, j, max(second[j], first[j] + 1))
-            regret = np.inf
+            regret[j] = np.inf
             if second[j] < n:
-                regret = at.score[ranked[j, first[j]], j] - at.score[ranked[j, second[j]], j]
-            if expert < 0 or regret > largest:
-                expert, largest = j, regret
-        if expert < 0 or not _holds(at, ranked[expert, first[expert]], expert):
+                regret[j] = at.score[ranked[j, first[j]], j] - at.score[ranked[j, second[j]], j]
+            if expert < 0 or regret[j] > largest:
+                expert, largest = j, regret[j]
+        if expert < 0:
+            return missing
+        changed = ranked[expert, first[expert]]
+        if not _holds(at, changed, expert):
             return missing
 
 
@@ -166,7 +174,7 @@ def insert(
         if needs > 0:
             _take_least(at, i, listed)
     first, second, closed = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int8)  # first two: ranks
-    missing = _place(at, load_min, ranked, first, second, closed)
+    missing = _place(at, load_min, ranked, first, second, np.empty(m), closed)
     for pair in order:
         _holds(at, pair // m, pair % m)
     return missing

@@ -16,12 +16,14 @@ __all__ = ["Parts", "rounded"]
 _NEAR = 8  # clients of an expert that are likely to hold it
 _NARROW = 3  # clients of a part: where even so few are too hard, more effort is spent
 _FEWEST, _GROWTH = 2, 0.02  # clients of a part, and how that number follows success
-_LISTED, _ROWS = 10_000, 1_000_000  # choices of a client, and of all clients of a part, that are listed
+_LISTED, _ROWS = 3_000, 1_000_000  # choices of a client, and of all clients of a part, that are listed
+_THOROUGH = 10_000  # of a client, where it is about an answer at all, or about all clients
 _EFFORT_A_CHOICE = 1000  # from which on more are
-_LEAST_EFFORT, _MOST_EFFORT = 300_000, 300_000_000  # choices looked at in a part
+_LEAST_EFFORT, _MOST_EFFORT = 1_000_000, 300_000_000  # choices looked at in a part
 _EFFORT_A_SECOND, _PAIRS_A_SECOND = 3e7, 3e6  # on a slow machine
+_HARD = 8  # parts without a better answer before more effort is spent on narrow ones
 _STALE = 40  # parts without a better answer before more effort is spent on each
-_ASCENT = 80  # subgradient steps for the prices of a part
+_ASCENT = 40  # subgradient steps for the prices of a part; twice as many where it is thorough
 _TRIES = 6  # parts that may fail to place an expert
 _PLACING = 3_000_000  # effort for a part that places an expert
 _NARROWEST = 4  # clients of a part that places an expert
@@ -157,7 +159,7 @@ class Parts:
         else:
             self._stale += 1
         self._settled[key] = (int(self._version[some].sum()), self._effort)
-        if slack > 0.0 and gained == 0.0 and number <= _NARROW:
+        if slack > 0.0 and gained == 0.0 and number <= _NARROW and self._stale >= _HARD:
             self._effort = min(int(1.3 * self._effort), _MOST_EFFORT)
         self._number *= 1 + _GROWTH if slack == 0.0 else 1 - _GROWTH
         self._number = min(max(self._number, _FEWEST), n + 0.5)
@@ -180,8 +182,9 @@ class Parts:
     def _recombine(self, some: Ints, low: Ints, high: Ints, allowed: float, effort: int) -> tuple[float, float]:
         seconds = max(self.left(), 1e-3)
         pairs = len(some) * int((self.loads - self.held[some].sum(axis=0) < high).sum())
-        ascent = int(min(_ASCENT, 0.2 * seconds * _PAIRS_A_SECOND / max(pairs, 1)))
-        listed = min(max(_LISTED, effort // _EFFORT_A_CHOICE), _ROWS // len(some))
+        thorough = allowed >= 0.0 or len(some) == len(self.held)
+        ascent = int(min(2 * _ASCENT if thorough else _ASCENT, 0.2 * seconds * _PAIRS_A_SECOND / max(pairs, 1)))
+        listed = min(max(_THOROUGH if thorough else _LISTED, effort // _EFFORT_A_CHOICE), _ROWS // len(some))
         gained, slack = recombine(
             *self.clients.arrays, low, high, self.dual.prices, self.held, self.loads, some, self.step_size,
             allowed, ascent, max(listed, 1), int(min(effort, seconds * _EFFORT_A_SECOND)),

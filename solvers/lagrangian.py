@@ -30,15 +30,16 @@ class Lagrangian(Solver[_Model]):
 
     The bound comes from Lagrangian relaxation of the load bounds, as in the certificate: the linear relaxation
     gives first prices, and subgradient steps whose clients solve true knapsacks improve them (Fisher, Jaikumar and
-    Van Wassenhove 1986, *Management Science* 32). The first answer is the linear relaxation, rounded and filled
-    up, or comes from a local search that passes through exceeded budgets (Yagiura, Ibaraki and Glover 2004,
-    *INFORMS Journal on Computing* 16).
+    Van Wassenhove 1986, *Management Science* 32). The first answer comes from the rounded linear relaxation by a
+    local search that passes through exceeded budgets (Yagiura, Ibaraki and Glover 2004, *INFORMS Journal on
+    Computing* 16), or what misses of it is filled up.
 
     It is improved by recombination of some clients at a time, all others fixed. At prices of their own, the
     choices of each client that lose little against its best one are listed, and combined by depth-first search so
     that all loads are kept; the limit of the loss rises until a better answer is found or proved not to exist.
     Parts grow with success: where they reach all clients, the answer is optimal, on the word of this search. Now
-    and then the integer program of all pairs that a better answer could hold is tried (`milp-scipy`).
+    and then an integer program is tried (`milp-scipy`): of the most promising pairs, or of all pairs that a better
+    answer could hold; first of all where there are several resources, whose choices are listed slowly.
 
     Where there are many clients of few experts, or loads have a penalty, prices and a first answer come from
     column generation over choices of clients, and loads of experts (Dantzig and Wolfe 1960, *Operations Research*

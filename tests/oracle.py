@@ -80,6 +80,20 @@ def enumerate_assignments(problem: AssignmentProblem) -> Everything:
     return Everything(values, loads, choices)
 
 
+def every_mask(problem):
+    """List all assignments that keep every bound, as masks."""
+    all_ = enumerate_assignments(problem)
+    kept = ((all_.loads >= problem.load_min) & (all_.loads <= problem.load_max)).all(axis=1)
+    shape = tuple(len(options) for options in all_.choices)
+    masks = []
+    for number in np.flatnonzero(kept):
+        mask = np.zeros(problem.shape, dtype=np.int8)
+        for i, at in enumerate(np.unravel_index(number, shape)):
+            mask[i, list(all_.choices[i][at])] = 1
+        masks.append(mask)
+    return masks
+
+
 def _remembered(
     optimum: Callable[[AssignmentProblem], float | None],
 ) -> Callable[[AssignmentProblem], float | None]:

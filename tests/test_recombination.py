@@ -15,27 +15,14 @@ pytest.importorskip("numba")
 from fedmoe_sched import AssignmentProblem, ResourceBudget, solve
 from fedmoe_sched.assignment import Assignment
 from fedmoe_sched.certify import violations
-from fedmoe_sched.solvers._budget_dual import Clients, Dual, linear_relaxation
+from fedmoe_sched.solvers._budget_dual import Clients, Dual
+from fedmoe_sched.solvers._budget_relaxation import linear_relaxation
 from fedmoe_sched.solvers._knapsack_kernels import respond
 from fedmoe_sched.solvers._recombination import Parts, rounded
 from fedmoe_sched.solvers._recombination_kernels import recombine
 
 PRICES = st.floats(-1.0, 1.0)
 BUDGETED = oracle.tiny_problems(budgeted=True) | oracle.tiny_problems(budgeted=True, with_layers=True)
-
-
-def every_mask(problem):
-    """List all assignments that keep every bound, as masks."""
-    all_ = oracle.enumerate_assignments(problem)
-    kept = ((all_.loads >= problem.load_min) & (all_.loads <= problem.load_max)).all(axis=1)
-    shape = tuple(len(options) for options in all_.choices)
-    masks = []
-    for number in np.flatnonzero(kept):
-        mask = np.zeros(problem.shape, dtype=np.int8)
-        for i, at in enumerate(np.unravel_index(number, shape)):
-            mask[i, list(all_.choices[i][at])] = 1
-        masks.append(mask)
-    return masks
 
 
 def finite_scores(problem):
@@ -55,7 +42,7 @@ def call(clients, held, some, prices, *, allowed=-1.0, ascent=10, listed=10_000,
 @settings(max_examples=drawn(150))
 @given(st.data(), BUDGETED)
 def test_the_best_answer_for_a_part_is_found_and_proved(data, problem):
-    masks = every_mask(problem)
+    masks = oracle.every_mask(problem)
     if not masks or not problem.budgets:
         return
     held = data.draw(st.sampled_from(masks)).copy()
@@ -93,7 +80,7 @@ def test_who_must_take_experts_may_take_some_that_cost_more_than_a_choice_may_lo
 @settings(max_examples=drawn(100))
 @given(st.data(), BUDGETED)
 def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
-    masks = every_mask(problem)
+    masks = oracle.every_mask(problem)
     if not masks or not problem.budgets:
         return
     held = data.draw(st.sampled_from(masks)).copy()
@@ -113,7 +100,7 @@ def test_a_search_that_is_cut_off_claims_no_more_than_is_true(data, problem):
 @settings(max_examples=drawn(100))
 @given(st.data(), BUDGETED)
 def test_what_is_missing_is_placed_if_the_bounds_can_be_kept(data, problem):
-    masks = every_mask(problem)
+    masks = oracle.every_mask(problem)
     if not problem.budgets:
         return
     held = np.zeros(problem.shape, dtype=np.int8)
