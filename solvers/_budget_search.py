@@ -275,12 +275,9 @@ class Search:
                 self._follow(parts)
             self.claim = min(self.claim, self.clients.round_down(parts.worth + slack))
             if (since >= _STALLED or parts.exhausted) and not self.proved:
-                since = 0
-                tries += 1
-                few = int(self._kept().sum()) <= _FEW
-                self.settle(
-                    self.left(0.9 if parts.exhausted else min(0.9, _SHARE * (2 * tries - 1 if few else 1)))
-                )
+                since, tries = 0, tries + 1
+                share = _SHARE * (2 * tries - 1) if int(self._kept().sum()) <= _FEW else _SHARE
+                self.settle(self.left(0.9 if parts.exhausted else min(0.9, share)))
                 if self.worth > parts.worth:
                     assert self.held is not None
                     parts.restart(self.held.astype(np.int8))
@@ -315,7 +312,8 @@ class Search:
             return False
         missing = np.maximum(self.clients.load_min - rounded(self.clients, self.relaxed.shares).sum(axis=0), 0)
         n, m = self.clients.gain.shape
-        return float(missing.sum()) * _PLACE * (m / n) ** 2 <= self.left(_FILL)
+        seconds: float = int(missing.sum()) * _PLACE * (m / n) ** 2
+        return seconds <= self.left(_FILL)
 
     def _filled(self, relaxed: Relaxation | None, share: float) -> Parts | None:
         """Round a linear relaxation, and place what is missing; None where that fails."""
