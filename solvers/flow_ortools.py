@@ -29,7 +29,7 @@ class _Model:
 
     def assignment(self) -> Assignment | None:
         """Return the optimum of the rounded scores."""
-        if self.status != self.flow.OPTIMAL:
+        if self.flow is None or self.status != self.flow.OPTIMAL:
             return None
         used = self.flow.flows(self.pair_arcs) > 0
         clients, experts = self.pairs
