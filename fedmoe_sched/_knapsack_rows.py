@@ -20,6 +20,7 @@ __all__ = ["Relaxed", "Rows", "greedy", "improved", "relaxed"]
 _SHRINK = 0.7  # of a step, where it brought nothing
 _GUESS = 0.95  # share of the bound that a choice is worth, where none is known
 _RETURN = 5  # steps, after which to go on from the best
+_TINY = 1e-9  # of a budget
 
 
 @dataclass(eq=False)
@@ -192,10 +193,12 @@ def _thresholds(ranked: FloatArray, low: IntArray, high: IntArray, zero: FloatAr
 
 
 def improved(rows: Rows, start: Relaxed, steps: int) -> Relaxed:
-    """Improve multipliers of the budgets by subgradient steps towards the best choice known (Polyak 1969).
+    """Improve multipliers of the budgets: one by its tangents, several by subgradient steps.
 
-    Clients keep the best bound that they have seen.
+    Steps are towards the best choice known (Polyak 1969). Clients keep the best bound that they have seen.
     """
+    if len(rows.weight) == 1:
+        return _by_tangents(rows, start, steps)
     best, at, pace = start, start, np.ones(len(rows))
     goal = rows.lower - rows.base
     for step in range(steps):
@@ -212,6 +215,30 @@ def improved(rows: Rows, start: Relaxed, steps: int) -> Relaxed:
         best = _merged(better, at, best)
         if step % _RETURN == _RETURN - 1:
             at = best
+    return best
+
+
+def _by_tangents(rows: Rows, start: Relaxed, steps: int) -> Relaxed:
+    """Go on where the tangents on both sides of the least bound meet, which is convex in one multiplier."""
+    best = at = start
+    count = len(rows)
+    # Multiplier, bound and slope of the nearest points on both sides: of falling bounds, then of the others.
+    sides = np.full((2, 3, count), np.nan)
+    for _ in range(steps):
+        now = at.budgets[0]
+        slope = rows.room[0] - (rows.weight[0] * (at.rest > 0)).sum(axis=(1, 2))
+        rises = (slope >= 0).astype(np.int64)
+        sides[rises, :, np.arange(count)] = np.stack([now, at.bound, slope], axis=1)
+        (left, left_bound, fall), (right, right_bound, rise) = sides
+        with np.errstate(invalid="ignore", divide="ignore"):
+            meet = (left_bound - fall * left - right_bound + rise * right) / (rise - fall)
+        further = np.maximum(2 * now, np.abs(at.bound) / np.maximum(rows.room[0], _TINY))
+        wanted = np.where(np.isnan(right), further, np.where(np.isnan(left), 0.0, meet))
+        inside = (np.isnan(left) | (wanted > left)) & (np.isnan(right) | (wanted < right)) & np.isfinite(wanted)
+        if not inside.any():
+            break
+        at = relaxed(rows, np.where(inside, wanted, now)[None])
+        best = _merged(at.bound < best.bound, at, best)
     return best
 
 

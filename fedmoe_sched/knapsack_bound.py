@@ -32,7 +32,7 @@ __all__ = ["ChoiceBounds", "Knapsacks", "Responses", "budgeted_responses"]
 _STEPS = (15, 10)  # of multipliers, before and after experts are decided on
 _FEW, _MANY = 128, 4096  # states per client
 _TOGETHER = 1 << 18  # states of some clients at a time
-_WORK = 1 << 24  # cells of states and experts that more than a few states may take in a block: some seconds
+_WORK = 1 << 25  # sums of all states at all experts, that more than a few states may take in a block: a second
 _UNITS = 4096  # that a budget is cut into where sizes are not whole numbers
 _MOST_UNITS = 20_000  # of a budget of whole numbers
 _CHEAP = 2_000_000_000  # cells of all tables of a block: a second or two
@@ -209,7 +209,8 @@ def _respond(rows: Rows, at: IntArray, found: Responses, resources: list[Knapsac
 def _enumerate(work: _Work, found: Responses, states: int) -> _Work:
     """Enumerate choices, with so many states per client at most; return what is left open."""
     items = np.isfinite(work.rows.worth).sum(axis=(1, 2))
-    most = max(_FEW, min(states, _WORK // max(1, int(items.sum()))))
+    sums = len(work.rows.weight) + work.rows.low.shape[1]
+    most = max(_FEW, min(states, _WORK // max(1, sums * int(items.sum()))))
     by_size = np.argsort(items, kind="stable")
     step = _TOGETHER // most
     for start in range(0, len(by_size), step):
