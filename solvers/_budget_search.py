@@ -40,7 +40,7 @@ _PRICE, _FLOOR = 15.0, 0.3  # of what budgets are worth, of exceeding them at fi
 _MOST = 0.7  # of the time left, for that of all pairs where recombination is slow
 _CORE = 4  # pairs per client and expert in the first program of the most promising ones
 _SMALL = 5000  # pairs: few enough to have them all in the program
-_EFFORT = 300_000  # steps of the local search between two looks at the clock
+_EFFORT, _EFFORT_A_PAIR = 300_000, 100  # steps of the local search between two looks at the clock, at most
 _UNLIMITED = 4.0  # seconds of search before the integer program to the end, where there is no time limit
 _PRICING = 0.4  # of the time left, for the linear relaxation
 _FEW, _PAIRS_A_SECOND = 1000, 5e4  # pairs that programs are fast with; of the linear relaxation, when it is slow
@@ -218,11 +218,11 @@ class Search:
         fans, worth = self._fans(near), self.dual.multipliers
         floor = np.maximum(worth, max(_FLOOR * float(worth.mean()), _ROUNDING))
         price, best, record, seed = _PRICE * floor, np.zeros_like(current), -math.inf, self.limits.seed
-        began = time.perf_counter()
+        began, effort = time.perf_counter(), min(_EFFORT, _EFFORT_A_PAIR * current.size)
         while True:
             record = shift_search(
                 *self.clients.arrays[:7], self.clients.load_min, self.clients.load_max, near, fans, price, floor,
-                current, best, record, _EFFORT, seed,
+                current, best, record, effort, seed,
             )  # fmt: skip
             seed += 1
             if time.perf_counter() - began >= (first if record == -math.inf else seconds):
