@@ -167,6 +167,18 @@ run_training(TrainConfig.from_toml(sys.argv[1]), sys.argv[2], callbacks=[lambda 
 """
 
 
+def test_a_worker_whose_answer_nobody_reads_ends_without_a_word():
+    script = """if True:
+        import os
+        from fedmoe_sched.federated.workers import _send
+        read, write = os.pipe()
+        os.close(read)
+        _send(os.fdopen(write, "wb"), b"answer")
+        print("is still there")"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize(
     ("send", "number"),
     [

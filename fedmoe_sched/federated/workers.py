@@ -389,16 +389,23 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     torch.set_num_threads(setup.config.threads)
     data = replace(setup.data, train_images=np.load(setup.images, mmap_mode="r"))
     trainer = LocalTrainer(setup.config, data, setup.samples)
-    answers.write(_BEGIN)
-    answers.flush()
+    _send(answers, _BEGIN)
     state: dict[str, Tensor] = {}
     while True:
         message = inbox.get()
         if isinstance(message, ClientJob):
-            answers.write(_answer(trainer, state, message))
-            answers.flush()
+            _send(answers, _answer(trainer, state, message))
         else:
             state = {name: torch.from_numpy(value) for name, value in message.items()}
+
+
+def _send(answers: IO[bytes], content: bytes) -> None:
+    """Answer; end the process if nobody is there any more, which `_read` may not have seen yet."""
+    try:
+        answers.write(content)
+        answers.flush()
+    except BrokenPipeError:
+        os._exit(0)
 
 
 def _read(requests: IO[bytes], inbox: queue.SimpleQueue[Any]) -> None:
