@@ -26,7 +26,7 @@ from fedmoe_sched.solver import Limits, Solver
 
 __all__ = ["Row", "compare", "judge", "read_csv", "write_csv"]
 
-_STARTING = 120.0  # seconds: kernels that were never compiled take half a minute, more on a busy machine
+_STARTING = 120.0  # seconds: kernels never compiled before take three quarters of a minute, or more
 
 #: A problem, or a function that makes it when its turn comes, so that large ones need not exist side by side.
 ProblemSource: TypeAlias = AssignmentProblem | Callable[[], AssignmentProblem]

@@ -5,8 +5,9 @@ of each layer too. For all clients at once, as arrays (Kellerer, Pferschy and Pi
 chapters 2 and 9), as far as each client needs it:
 
 - the best choice without budgets, which is the optimum where it happens to fit;
-- the Lagrangian relaxation of all budgets, with multipliers by subgradient steps, and greedy choices: what is left
-  out, or taken, in every choice that is better than the best one known is decided;
+- the Lagrangian relaxation of all budgets, with the multiplier of a single one by tangents, of several by
+  subgradient steps, and greedy choices: what is left out, or taken, in every choice that is better than the best
+  one known is decided;
 - enumeration of what is left, breadth first, the costliest choices dropped where there are too many;
 - dynamic programming instead, for one budget of whole units and no layers, where many choices are left;
 - where some were dropped, dynamic programming over whole units of one budget, the others relaxed, as long as that
